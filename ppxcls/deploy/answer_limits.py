@@ -17,7 +17,7 @@ from ppxcls.system.json_text import is_number
 
 
 @dataclass(frozen=True)
-class Shares:
+class AnswerShares:
     """What is asked beside the best classes.
 
     Attributes:
@@ -32,21 +32,18 @@ class Shares:
 
     def __bool__(self) -> bool:
         """True if anything is asked."""
-        return self != Shares()
+        return self != AnswerShares()
 
-    def or_else(self, others: Shares) -> Shares:
-        """Returns these shares. One that is None is that of the others."""
-        return Shares(
-            others.unknown_share if self.unknown_share is None else self.unknown_share,
-            others.coverage if self.coverage is None else self.coverage,
-        )
+    def or_else(self, defaults: AnswerShares) -> AnswerShares:
+        """Returns these shares. One that is None is the default."""
+        return AnswerShares(**(defaults.as_dict() | self.as_dict()))
 
     def as_dict(self) -> dict[str, float]:
         """Returns the shares that are asked, by name."""
         return {name: share for name, share in asdict(self).items() if share is not None}
 
     @classmethod
-    def from_dict(cls, values: Any) -> Shares:
+    def from_dict(cls, values: Any) -> AnswerShares:
         """Returns the shares of ``as_dict``, which a stranger may have written. Other keys are ignored.
 
         Raises:
@@ -61,7 +58,7 @@ class Shares:
         return cls(**shares)
 
 
-NO_SHARES = Shares()
+NO_SHARES = AnswerShares()
 
 
 @dataclass(frozen=True)
@@ -79,7 +76,7 @@ class AnswerLimits:
     temperature: float = 1.0
     energy: float | None = None
     score: float | None = None
-    shares: Shares = NO_SHARES
+    shares: AnswerShares = NO_SHARES
     description: str = ""
 
     @property
@@ -125,7 +122,7 @@ class AnswerLimits:
 NO_LIMITS = AnswerLimits()
 
 
-def limits_of(calibration: Calibration, shares: Shares) -> AnswerLimits:
+def limits_of(calibration: Calibration, shares: AnswerShares) -> AnswerLimits:
     """Returns the limits for what is asked.
 
     Args:

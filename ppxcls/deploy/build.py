@@ -21,13 +21,13 @@ from ppxcls.config.sections import Config
 from ppxcls.config.values_of_runs import images_of
 from ppxcls.data.errors import DataError
 from ppxcls.data.transforms import build_transforms, split_for_device
-from ppxcls.deploy.answer_limits import NO_SHARES, Shares
+from ppxcls.deploy.answer_limits import NO_SHARES, AnswerShares
+from ppxcls.deploy.build_portable import network_settings, portable_network_runner
 from ppxcls.deploy.feature_network import FeatureNetwork
 from ppxcls.deploy.images import find_images
 from ppxcls.deploy.metadata import METADATA_FILE, METADATA_KEY, ExportMetadata, parse_metadata, read_metadata
 from ppxcls.deploy.output import Output, write_output_of
 from ppxcls.deploy.portable import file_runner
-from ppxcls.deploy.portable_network import network_settings, portable_network_runner
 from ppxcls.deploy.predict import DEFAULT_TOPK, NO_CALIBRATION, Prediction, Predictor
 from ppxcls.deploy.runners import onnx_metadata
 from ppxcls.deploy.threshold import Threshold
@@ -77,7 +77,7 @@ def load_with_shares(
     *,
     features: bool = False,
     trust: bool = False,
-    shares: Shares = NO_SHARES,
+    shares: AnswerShares = NO_SHARES,
 ) -> Predictor:
     """Loads a trained run or an exported model for prediction, as ``load``.
 
@@ -106,7 +106,7 @@ def load_with_shares(
 
 
 def trained_predictor(
-    config: Config, image_count: int = 0, *, features: bool = False, shares: Shares = NO_SHARES
+    config: Config, image_count: int = 0, *, features: bool = False, shares: AnswerShares = NO_SHARES
 ) -> Predictor:
     """Builds a predictor from a config, with the weights of ``weights_for``.
 
@@ -149,7 +149,7 @@ def trained_predictor(
     return _limited(predictor, shares.or_else(shares_of(config)))
 
 
-def _limited(predictor: Predictor, shares: Shares) -> Predictor:
+def _limited(predictor: Predictor, shares: AnswerShares) -> Predictor:
     return predictor.with_limits(**shares.as_dict()) if shares else predictor
 
 
@@ -161,10 +161,10 @@ def threshold_of(config: Config) -> Threshold | None:
     return Threshold(section.threshold, section.label_0, section.label_1)
 
 
-def shares_of(config: Config) -> Shares:
+def shares_of(config: Config) -> AnswerShares:
     """Returns the shares of ``Infer.PostProcess``."""
     section = config.Infer.PostProcess if config.Infer else None
-    return Shares(section.unknown_share, section.coverage) if section else NO_SHARES
+    return AnswerShares(section.unknown_share, section.coverage) if section else NO_SHARES
 
 
 def no_calibration_of(config: Config) -> str:
@@ -173,7 +173,9 @@ def no_calibration_of(config: Config) -> str:
     return f"{run}: {NO_CALIBRATION}; get one by: ppxcls eval -c {run} --calibrate LIST"
 
 
-def exported_predictor(path: str | Path, *, trust: bool = False, shares: Shares = NO_SHARES) -> Predictor:
+def exported_predictor(
+    path: str | Path, *, trust: bool = False, shares: AnswerShares = NO_SHARES
+) -> Predictor:
     """Builds a predictor from exported files and their metadata.
 
     Args:
@@ -193,7 +195,7 @@ def exported_predictor(path: str | Path, *, trust: bool = False, shares: Shares 
         return _whole_predictor(Path(path), trust=trust, shares=shares)
 
 
-def _whole_predictor(path: Path, *, trust: bool, shares: Shares) -> Predictor:
+def _whole_predictor(path: Path, *, trust: bool, shares: AnswerShares) -> Predictor:
     """Builds a predictor. Raises ReplacedError if the files are replaced in the meantime."""
     if path.suffix.lower() == ".onnx":
         parts = metadata_beside(path)
@@ -270,7 +272,7 @@ def infer(
             be used.
     """
     files = _files_to_predict(config, images)
-    shares = Shares(unknown_share, coverage)
+    shares = AnswerShares(unknown_share, coverage)
     predictor = _predictor(config, exported, count=len(files), trust=trust, shares=shares)
     default_topk, default_batch_size = _topk_and_batch_size(config)
     topk = default_topk if topk is None else topk
@@ -315,7 +317,7 @@ def print_predictions(
         count=len(files),
         trust=trust,
         features=output.features is not None,
-        shares=Shares(unknown_share, coverage),
+        shares=AnswerShares(unknown_share, coverage),
     )
     if tta is not None:
         predictor = predictor.with_views(tta)
@@ -344,7 +346,7 @@ def _predictor(
     count: int,
     trust: bool,
     features: bool = False,
-    shares: Shares,
+    shares: AnswerShares,
 ) -> Predictor:
     """Returns the predictor of the exported files, or else of the config's network, for ``count`` images."""
     if exported:

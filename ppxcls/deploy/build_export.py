@@ -34,7 +34,7 @@ from ppxcls.data.errors import DataError
 from ppxcls.data.label_mapping import ClassNames
 from ppxcls.data.read_file import read_file
 from ppxcls.data.transforms import Compose, build_transforms, split_for_device
-from ppxcls.deploy.answer_limits import Shares, limits_of
+from ppxcls.deploy.answer_limits import AnswerShares, limits_of
 from ppxcls.deploy.build import no_calibration_of, shares_of, threshold_of
 from ppxcls.deploy.export import export_model
 from ppxcls.deploy.images import find_images
@@ -126,7 +126,7 @@ def export(
         )
 
 
-def _answered_shares(config: Config, calibration: Calibration | None, *, gives_logits: bool) -> Shares:
+def _answered_shares(config: Config, calibration: Calibration | None, *, gives_logits: bool) -> AnswerShares:
     """Returns the shares of the config, which exported files keep.
 
     Raises:

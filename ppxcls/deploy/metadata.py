@@ -14,7 +14,7 @@ from ppxcls.calibration.record import Calibration
 from ppxcls.data.class_names import describe_classes
 from ppxcls.data.errors import DataError
 from ppxcls.data.transforms import prepared_images
-from ppxcls.deploy.answer_limits import NO_SHARES, Shares
+from ppxcls.deploy.answer_limits import NO_SHARES, AnswerShares
 from ppxcls.deploy.threshold import Threshold
 from ppxcls.system.atomic_files import read_regular, reason_of, write_text
 from ppxcls.system.json_text import read_json
@@ -73,7 +73,7 @@ class ExportMetadata:
     threshold: Threshold | None = None
     parts: dict[str, dict[str, Any]] = field(default_factory=dict)
     calibration: Calibration | None = None
-    shares: Shares = NO_SHARES
+    shares: AnswerShares = NO_SHARES
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the entries of the JSON."""
@@ -202,7 +202,7 @@ def parse_metadata(values: Any, source: str) -> ExportMetadata:
     try:
         calibration = Calibration.from_json(values[key]) if key in values else None
         key = _LIMITS
-        shares = Shares.from_dict(values.get(key, {}))
+        shares = AnswerShares.from_dict(values.get(key, {}))
     except ValueError as error:
         raise DataError(f"{source}: invalid metadata: {key}: {error}") from None
     return ExportMetadata(

@@ -18,7 +18,7 @@ from ppxcls.data.pixel_format import PixelFormat
 from ppxcls.data.prefetch import prefetch
 from ppxcls.data.transforms import Compose, DecodeImage
 from ppxcls.data.views import parse_views, with_views
-from ppxcls.deploy.answer_limits import NO_LIMITS, AnswerLimits, Shares, limits_of
+from ppxcls.deploy.answer_limits import NO_LIMITS, AnswerLimits, AnswerShares, limits_of
 from ppxcls.deploy.images import NamedImage, Source, named_images
 from ppxcls.deploy.runners import Runner
 from ppxcls.deploy.threshold import Threshold
@@ -239,7 +239,7 @@ class Predictor:
             DataError: a share is out of its range, the model has no calibration, its calibration has too few
                 images for the share, or the output has no energy, because it is probabilities.
         """
-        shares = Shares(unknown_share, coverage).or_else(self.limits.shares)
+        shares = AnswerShares(unknown_share, coverage).or_else(self.limits.shares)
         if self.calibration is None or self._no_limits:
             raise DataError(self._no_limits or NO_CALIBRATION)
         if shares.unknown_share is not None and not self._gives_logits:

@@ -173,9 +173,14 @@ def read_samples(file: Path, count: int) -> Samples | None:
         scores=scores,
         label_scores=label_scores,
         top_ids=[row[5] for row in rows],
-        runner_up_scores=None if None in runner_up_scores else np.array(runner_up_scores, np.float64),
-        temperatures=None if None in temperatures else np.array(temperatures, np.float64),
+        runner_up_scores=_array_of_all(runner_up_scores),
+        temperatures=_array_of_all(temperatures),
     )
+
+
+def _array_of_all(values: Sequence[float | None]) -> Array | None:
+    """Returns the numbers, float64 [n]; None if one is missing."""
+    return None if None in values else np.array(values, np.float64)
 
 
 def _prediction_rows(
@@ -205,7 +210,7 @@ def _prediction_rows(
             _probability(values["label_score"], "label_score"),
             top_ids,
             _probability(top_scores[1], "top_scores") if len(top_scores) > 1 else None,
-            _temperature(values[TEMPERATURE]) if TEMPERATURE in values else None,
+            _temperature(values.get(TEMPERATURE)),
         )
 
 
@@ -223,7 +228,9 @@ def _number(word: str) -> float:
         return -1.0
 
 
-def _temperature(word: str) -> float:
+def _temperature(word: str | None) -> float | None:
+    if word is None:
+        return None
     number = _number(word)
     if not 0 < number <= LARGEST_TEMPERATURE:
         raise ValueError(f"expected a number above 0, up to {LARGEST_TEMPERATURE:g}, as '{TEMPERATURE}'")

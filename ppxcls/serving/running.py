@@ -14,7 +14,7 @@ import numpy as np
 import uvicorn
 from starlette.applications import Starlette
 
-from ppxcls.deploy.answer_limits import Shares
+from ppxcls.deploy.answer_limits import AnswerShares
 from ppxcls.deploy.build import load_with_shares
 from ppxcls.serving.address import url_of
 from ppxcls.serving.app import build_app
@@ -62,7 +62,7 @@ def run_server(
         OSError: another program has begun to listen at the address.
     """
     set_up_logging()
-    shares = Shares(unknown_share, coverage)
+    shares = AnswerShares(unknown_share, coverage)
     predictor = load_with_shares(path, _UNBOUNDED_IMAGES, trust=trust, shares=shares)
     decoders = DecoderPool(
         min(usable_cores(), _MAX_DECODERS) + 1,  # one more, because a client may not use all of them

@@ -19,7 +19,7 @@ from scipy.special import logsumexp, softmax
 import ppxcls
 from ppxcls.calibration.temperature import calibration_of
 from ppxcls.data.transforms import Compose
-from ppxcls.deploy.answer_limits import Shares
+from ppxcls.deploy.answer_limits import AnswerShares
 from ppxcls.deploy.build import load_with_shares
 from ppxcls.deploy.feature_files import FeatureRows
 from ppxcls.deploy.feature_network import FeatureNetwork
@@ -194,9 +194,9 @@ def test_predictions_and_features_are_different_files(output: str, tmp_path: Pat
 
 
 def test_limits_in_the_metadata_of_an_export() -> None:
-    metadata = ExportMetadata("x", "w", [{"ToCHWImage": None}], [], 2, shares=Shares(coverage=0.9))
+    metadata = ExportMetadata("x", "w", [{"ToCHWImage": None}], [], 2, shares=AnswerShares(coverage=0.9))
     values = json.loads(json.dumps(metadata.as_dict()))
-    assert parse_metadata(values, "file").shares == Shares(None, 0.9)
+    assert parse_metadata(values, "file").shares == AnswerShares(None, 0.9)
     assert "limits" not in ExportMetadata("x", "w", [{"ToCHWImage": None}], [], 2).as_dict()
     for limits in ([], {"coverage": 1}, {"coverage": "0.9"}, {"unknown_share": float("nan")}):
         with pytest.raises(ppxcls.DataError, match="^file: invalid metadata: limits: expected a"):
@@ -392,9 +392,9 @@ def test_options_override_the_limits_of_the_yaml(calibrated_run: Path) -> None:
     (photo, *_) = sorted((calibrated_run.parents[1] / "val").iterdir())
     with pytest.raises(ppxcls.DataError, match="needs at least 999 calibration images"):
         ppxcls.load(config)
-    predictor = load_with_shares(config, shares=Shares(unknown_share=0.1))
-    assert predictor.limits.shares == Shares(0.1, 0.8)
-    assert predictor.with_limits(coverage=0.9).limits.shares == Shares(0.1, 0.9)
+    predictor = load_with_shares(config, shares=AnswerShares(unknown_share=0.1))
+    assert predictor.limits.shares == AnswerShares(0.1, 0.8)
+    assert predictor.with_limits(coverage=0.9).limits.shares == AnswerShares(0.1, 0.9)
     assert ppxcls.infer(config, str(photo), unknown_share=0.1) == predictor.predict(photo)
     with pytest.raises(ppxcls.ConfigError, match=r"unknown_share: .* probabilities, .* export with --logits"):
         ppxcls.export(config, ["paddle"])
