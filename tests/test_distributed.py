@@ -120,11 +120,13 @@ def test_two_processes_give_the_losses_of_one_with_twice_the_batch(
 ) -> None:
     """12 samples in global batches of 8: the second batch is short.
 
-    With update_freq 2, both batches make one step.
+    With update_freq 2, both batches make one step. 63 evaluated images fit the same calibration.
     """
     epochs: dict[str, Any] = {"Global.epochs": 2, "Global.update_freq": update_freq}
-    epochs["Global.eval_during_train"] = False
-    small()  # registers the network
+    content = yaml.safe_load(small().read_text())  # registers the network
+    lines = Path(content["DataLoader"]["Eval"]["dataset"]["cls_label_path"]).read_text().splitlines()
+    (tmp_path / "nine_times.txt").write_text("\n".join(lines * 9) + "\n")
+    epochs["DataLoader.Eval.dataset.cls_label_path"] = str(tmp_path / "nine_times.txt")
     start = tmp_path / "start.pdparams"
     save_weights(ppxcls.build_model("SmallNetwork", class_num=3), start)
     # Otherwise the statistics differ between processes.
@@ -143,6 +145,11 @@ def test_two_processes_give_the_losses_of_one_with_twice_the_batch(
     assert [row["top1"] for row in two] == [row["top1"] for row in one]
     states = [read_state(tmp_path / f"{n}/SmallNetwork/latest.pdparams") for n in (1, 2)]
     assert np.allclose(states[0]["conv.weight"], states[1]["conv.weight"], atol=1e-4)
+    records = [json.loads((tmp_path / f"{n}/SmallNetwork/calibration.json").read_text()) for n in (1, 2)]
+    assert records[0]["images_per_class"] == records[1]["images_per_class"]
+    assert 0.1 < records[0]["temperature"] < 10, "a temperature on a bound is the same for any logits"
+    for key in ("temperature", "energies", "true_scores"):
+        assert np.allclose(records[0][key], records[1][key], rtol=1e-3), key
     assert not list((tmp_path / "2").rglob("*.new"))
 
 

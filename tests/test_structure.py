@@ -40,6 +40,7 @@ CONFIG_READERS = {
     "build",
     "deploy/build.py",
     "deploy/build_export.py",
+    "deploy/build_portable.py",
     "tuning/build.py",
     "tuning/study.py",
     "tuning/study_checks.py",

@@ -206,9 +206,9 @@ def _differences_from_run(
 ) -> list[str]:
     """Returns what differs from the run's own evaluation; empty if this is the run's own evaluation.
 
-    It is the run's own if it uses the run's weights, the list of the run's evaluations, and the transforms of
-    the run's ``config.yaml``. A missing or damaged file differs in nothing. If the weights have been trained
-    on the list, the run's own evaluation is the one before that.
+    It is the run's own if it uses the run's weights, the list of the run's evaluations, and the transforms
+    and ``Global.calibrate`` of the run's ``config.yaml``. A missing or damaged file differs in nothing. If
+    the weights have been trained on the list, the run's own evaluation is the one before that.
     """
     differences = [] if weights.is_own else ["other weights"]
     if config.is_override("Infer.PostProcess.class_id_map_file"):
@@ -226,8 +226,11 @@ def _differences_from_run(
         if files in _JUDGING_FILES:
             test_of_run = {key: path for key, path in run_config["DataLoader"]["Test"].items() if path}
             block_of_run |= test_of_run
+        was_calibrated = dict(run_config.get("Global") or {}).get("calibrate", True)
     except (OSError, ValueError, KeyError, TypeError, ConfigError):
         return differences
+    if config.Global.calibrate != was_calibrated:
+        differences.append("another Global.calibrate")
     block = eval_block(config)
     # The digest stands for the list or the pack. A run's data may have been moved, but not by an override.
     place_keys = {"cls_label_path", "pack", "cache_dir", "cache_gb", "name", "delimiter"}

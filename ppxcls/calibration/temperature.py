@@ -59,28 +59,40 @@ def calibration_of(logits: Array, labels: Array, source: str) -> Calibration:
     smallest = 1.0 if is_all_correct else SMALLEST_TEMPERATURE
     # As it is written: a reader of the file computes with the same number.
     temperature = _rounded(best_temperature(logits, labels, smallest=smallest))
-    log_sums, true_logits = _log_sums(logits, labels, 1 / temperature)
+    sums, true_logits = _sums_and_true_logits(logits, labels, temperature)
     return Calibration(
         temperature=temperature,
         source=source,
         images=len(labels),
         images_per_class=tuple(np.bincount(labels, minlength=logits.shape[1]).tolist()),
-        energies=_order_statistics(-temperature * log_sums),
-        true_scores=_order_statistics(np.minimum(np.exp(true_logits / temperature - log_sums), 1.0)),
+        energies=_order_statistics(-temperature * sums),
+        true_scores=_order_statistics(np.minimum(np.exp(true_logits / temperature - sums), 1.0)),
     )
 
 
-def calibrated(logits: Array, temperature: float) -> Array:
-    """Returns the scores: softmax(logits / temperature), float64 [N, class_num]."""
-    values = np.asarray(logits, np.float64) / temperature
-    values = np.exp(values - values.max(1, keepdims=True))
-    return np.asarray(values / values.sum(1, keepdims=True))
+def calibrated(logits: Array, temperature: float = 1.0) -> Array:
+    """Returns the scores: softmax(logits / temperature), float64 [..., class_num].
+
+    They are NaN if a logit is not finite.
+    """
+    values = np.asarray(logits, np.float64)
+    with np.errstate(invalid="ignore"):
+        exponentials = np.exp((values - values.max(-1, keepdims=True)) / temperature)
+        return np.asarray(exponentials / exponentials.sum(-1, keepdims=True))
+
+
+def log_sums(logits: Array, temperature: float = 1.0) -> Array:
+    """Returns log(sum(exp(logits / temperature))) of each image, float64 [N], for logits [N, class_num]."""
+    values = np.asarray(logits, np.float64)
+    largest = values.max(1)
+    sums = np.exp((values - largest[:, np.newaxis]) / temperature).sum(1)
+    return np.asarray(np.log(sums) + largest / temperature)
 
 
 def mean_loss(logits: Array, labels: Array, temperature: float = 1.0) -> float:
     """Returns the mean cross-entropy of logits [N, class_num] that are divided by a temperature."""
-    log_sums, true_logits = _log_sums(logits, labels, 1 / temperature)
-    return float((log_sums - true_logits / temperature).mean())
+    sums, true_logits = _sums_and_true_logits(logits, labels, temperature)
+    return float((sums - true_logits / temperature).mean())
 
 
 def _rounded(value: float) -> float:
@@ -111,12 +123,11 @@ def _slope(logits: Array, labels: Array, inverse: float) -> float:
     return total / len(labels)
 
 
-def _log_sums(logits: Array, labels: Array, inverse: float) -> tuple[Array, Array]:
-    """Returns log(sum(exp(logits * inverse))) and the logit of the true class, of each image [N]."""
-    log_sums, true_logits = np.zeros(len(labels)), np.zeros(len(labels))
+def _sums_and_true_logits(logits: Array, labels: Array, temperature: float) -> tuple[Array, Array]:
+    """Returns ``log_sums`` and the logit of the true class, of each image [N]."""
+    sums, true_logits = np.zeros(len(labels)), np.zeros(len(labels))
     for block in _blocks(logits):
         values = np.asarray(logits[block], np.float64)
-        largest = values.max(1, keepdims=True)
-        log_sums[block] = np.log(np.exp((values - largest) * inverse).sum(1)) + largest[:, 0] * inverse
+        sums[block] = log_sums(values, temperature)
         true_logits[block] = values[np.arange(len(values)), labels[block]]
-    return log_sums, true_logits
+    return sums, true_logits

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from ppxcls.calibration.ranks import ROUNDING, check_share, upper_limit
 from ppxcls.calibration.record import Calibration
+from ppxcls.calibration.temperature import log_sums
 from ppxcls.system.arrays import Array
 
 
@@ -18,10 +17,7 @@ def energies(logits: Array, temperature: float) -> Array:
         logits: output of the network, [N, class_num], not divided by the temperature.
         temperature: temperature of the calibration.
     """
-    values = np.asarray(logits, np.float64) / temperature
-    largest = values.max(1)
-    log_sums: Array = largest + np.log(np.exp(values - largest[:, np.newaxis]).sum(1))
-    return -temperature * log_sums
+    return -temperature * log_sums(logits, temperature)
 
 
 def energy_limit(calibration: Calibration, share: float) -> float:

@@ -338,8 +338,8 @@ class PostProcessSection:
         threshold: smallest score of class 1 for which ``ThreshOutput`` answers it, from 0 to 1.
         label_0: name of class 0 in an answer of ``ThreshOutput``; null for its own name.
         label_1: name of class 1 in an answer of ``ThreshOutput``; null for its own name.
-        unknown_share: largest share of known images that ``infer`` turns away as unknown, such as 0.05; null
-            for no such answer. The run needs a calibration.
+        unknown_share: largest share of known images that are turned away as unknown, such as 0.05; null for
+            no such answer. The run needs a calibration.
         coverage: share of images whose set of classes contains the true class, such as 0.95; null for no
             sets. The run needs a calibration.
     """

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +13,52 @@ from ppxcls.calibration.record import Calibration
 from ppxcls.calibration.unknown import energies, energy_limit
 from ppxcls.data.errors import DataError
 from ppxcls.system.arrays import Array
+from ppxcls.system.json_text import is_number
+
+
+@dataclass(frozen=True)
+class AnswerShares:
+    """What is asked beside the best classes.
+
+    Attributes:
+        unknown_share: largest share of known images that are turned away, between 0 and 1; None for no such
+            answer.
+        coverage: share of images whose set of classes contains the true class, between 0 and 1; None for no
+            sets.
+    """
+
+    unknown_share: float | None = None
+    coverage: float | None = None
+
+    def __bool__(self) -> bool:
+        """True if anything is asked."""
+        return self != AnswerShares()
+
+    def or_else(self, defaults: AnswerShares) -> AnswerShares:
+        """Returns these shares. One that is None is the default."""
+        return AnswerShares(**(defaults.as_dict() | self.as_dict()))
+
+    def as_dict(self) -> dict[str, float]:
+        """Returns the shares that are asked, by name."""
+        return {name: share for name, share in asdict(self).items() if share is not None}
+
+    @classmethod
+    def from_dict(cls, values: Any) -> AnswerShares:
+        """Returns the shares of ``as_dict``, which a stranger may have written. Other keys are ignored.
+
+        Raises:
+            ValueError: a value is invalid.
+        """
+        if not isinstance(values, dict):
+            raise ValueError("expected an object")
+        shares = {name: values[name] for name in cls.__dataclass_fields__ if name in values}
+        for name, share in shares.items():
+            if not is_number(share) or not 0 < share < 1:
+                raise ValueError(f"expected a number between 0 and 1 as {name!r}")
+        return cls(**shares)
+
+
+NO_SHARES = AnswerShares()
 
 
 @dataclass(frozen=True)
@@ -22,31 +69,29 @@ class AnswerLimits:
         temperature: temperature of the calibration.
         energy: largest energy of a known image; None if nobody asks.
         score: smallest score of a class in a set; None if nobody asks.
-        unknown_share: largest share of known images that are turned away.
-        coverage: smallest share of known images whose set contains the true class.
+        shares: what was asked.
         description: what was asked and what follows; empty if nothing was.
     """
 
     temperature: float = 1.0
     energy: float | None = None
     score: float | None = None
-    unknown_share: float | None = None
-    coverage: float | None = None
+    shares: AnswerShares = NO_SHARES
     description: str = ""
 
     @property
     def promises(self) -> dict[str, str]:
         """What the attributes of a prediction promise, by name; only those that are answered."""
         promises = {}
-        if self.unknown_share is not None:
+        if self.shares.unknown_share is not None:
             promises["known"] = (
                 "False if the image is turned away as unknown. "
-                f"At most {self.unknown_share:g} of known images are turned away."
+                f"At most {self.shares.unknown_share:g} of known images are turned away."
             )
-        if self.coverage is not None:
+        if self.shares.coverage is not None:
             promises["class_set"] = (
                 "Ids of the classes that the image may have, the best first. "
-                f"They contain the true class of at least {self.coverage:g} of known images."
+                f"They contain the true class of at least {self.shares.coverage:g} of known images."
             )
         return promises
 
@@ -77,17 +122,12 @@ class AnswerLimits:
 NO_LIMITS = AnswerLimits()
 
 
-def limits_of(
-    calibration: Calibration, unknown_share: float | None = None, coverage: float | None = None
-) -> AnswerLimits:
+def limits_of(calibration: Calibration, shares: AnswerShares) -> AnswerLimits:
     """Returns the limits for what is asked.
 
     Args:
         calibration: record of the calibration.
-        unknown_share: largest share of known images that are turned away, between 0 and 1; None for no such
-            answer.
-        coverage: share of images whose set of classes contains the true class, between 0 and 1; None for no
-            sets.
+        shares: what is asked.
 
     Raises:
         DataError: a share is out of its range, or there are too few calibration images.
@@ -95,17 +135,17 @@ def limits_of(
     parts = []
     energy = score = None
     try:
-        if unknown_share is not None:
-            energy = energy_limit(calibration, unknown_share)
+        if shares.unknown_share is not None:
+            energy = energy_limit(calibration, shares.unknown_share)
             parts.append(
-                f"at most {unknown_share:g} of known images are turned away: an image with an energy above "
-                f"{energy:.4g}"
+                f"at most {shares.unknown_share:g} of known images are turned away: an image with an energy "
+                f"above {energy:.4g}"
             )
-        if coverage is not None:
-            score = score_limit(calibration, coverage)
+        if shares.coverage is not None:
+            score = score_limit(calibration, shares.coverage)
             parts.append(
-                f"sets contain the true class of at least {coverage:g} of known images: the classes with a "
-                f"score of at least {score:.4g}"
+                f"sets contain the true class of at least {shares.coverage:g} of known images: the classes "
+                f"with a score of at least {score:.4g}"
             )
     except CalibrationError as error:
         raise DataError(f"{error}, of {calibration.source}") from None
@@ -114,7 +154,6 @@ def limits_of(
         calibration.temperature,
         energy=energy,
         score=score,
-        unknown_share=unknown_share,
-        coverage=coverage,
+        shares=shares,
         description="; ".join(parts),
     )

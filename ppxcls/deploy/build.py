@@ -6,9 +6,6 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from paddle import nn
 
 from ppxcls.build.calibration import calibration_for
 from ppxcls.build.choices import (
@@ -19,26 +16,22 @@ from ppxcls.build.choices import (
 )
 from ppxcls.build.network import build_network
 from ppxcls.build.start import start_processes
-from ppxcls.checkpoints.files import State
 from ppxcls.config.load import load_config
-from ppxcls.config.plugins import changed_plugin, plugin_codes
-from ppxcls.config.sections import Config, to_plain
+from ppxcls.config.sections import Config
 from ppxcls.config.values_of_runs import images_of
 from ppxcls.data.errors import DataError
-from ppxcls.data.transforms import DeviceStage, build_transforms, split_for_device
+from ppxcls.data.transforms import build_transforms, split_for_device
+from ppxcls.deploy.answer_limits import NO_SHARES, AnswerShares
+from ppxcls.deploy.build_portable import network_settings, portable_network_runner
 from ppxcls.deploy.feature_network import FeatureNetwork
 from ppxcls.deploy.images import find_images
 from ppxcls.deploy.metadata import METADATA_FILE, METADATA_KEY, ExportMetadata, parse_metadata, read_metadata
 from ppxcls.deploy.output import Output, write_output_of
-from ppxcls.deploy.portable import PortableRunner, file_runner
+from ppxcls.deploy.portable import file_runner
 from ppxcls.deploy.predict import DEFAULT_TOPK, NO_CALIBRATION, Prediction, Predictor
-from ppxcls.deploy.runners import Runner, network_runner, onnx_metadata
+from ppxcls.deploy.runners import onnx_metadata
 from ppxcls.deploy.threshold import Threshold
 from ppxcls.deploy.whole_export import ReplacedError, metadata_beside
-from ppxcls.models.weights import (
-    model_state,
-    set_weights,
-)
 from ppxcls.system.json_text import read_json
 from ppxcls.system.logs import logger, set_up_logging
 from ppxcls.system.paths import url_problem
@@ -75,30 +68,58 @@ def load(
     Raises:
         ConfigError, CheckpointError, DataError: the model can't be used.
     """
+    return load_with_shares(path, image_count, features=features, trust=trust)
+
+
+def load_with_shares(
+    path: str | Path | Config,
+    image_count: int = 0,
+    *,
+    features: bool = False,
+    trust: bool = False,
+    shares: AnswerShares = NO_SHARES,
+) -> Predictor:
+    """Loads a trained run or an exported model for prediction, as ``load``.
+
+    Args:
+        path: run or exported model; see ``load``.
+        image_count: number of images to predict, if known; see ``load``.
+        features: True for predictions with features.
+        trust: True to run code that came with the files; see ``load``.
+        shares: what a prediction says beside its best classes. A share that is None is that of
+            ``Infer.PostProcess``, or of the exported files.
+
+    Raises:
+        ConfigError, CheckpointError, DataError: the model can't be used, or can't answer what is asked.
+    """
     if isinstance(path, Config):
-        return trained_predictor(path, image_count, features=features)
+        return trained_predictor(path, image_count, features=features, shares=shares)
     if (problem := url_problem(path)) is not None:
         raise DataError(problem)
     path = Path(path)
     if path.suffix.lower() == ".onnx" or os.path.isfile(path / METADATA_FILE):
         if features:
             raise DataError(f"{path}: {_NO_FEATURES}")
-        return exported_predictor(path, trust=trust)
-    return trained_predictor(load_config(path, trust=trust), image_count, features=features)
+        return exported_predictor(path, trust=trust, shares=shares)
+    config = load_config(path, trust=trust)
+    return trained_predictor(config, image_count, features=features, shares=shares)
 
 
-def trained_predictor(config: Config, image_count: int = 0, *, features: bool = False) -> Predictor:
+def trained_predictor(
+    config: Config, image_count: int = 0, *, features: bool = False, shares: AnswerShares = NO_SHARES
+) -> Predictor:
     """Builds a predictor from a config, with the weights of ``weights_for``.
 
     Args:
         config: config of a run or a network.
         image_count: number of images to predict, if known; see ``load``.
         features: True for predictions with features; see ``load``.
+        shares: what is asked beside the best classes. A share that is None is that of the config.
 
     Raises:
         ConfigError: the config names no weights, the device does not exist, or the network has no features.
         CheckpointError: the weights can't be used.
-        DataError: the class names can't be used.
+        DataError: the class names can't be used, or the weights can't answer what is asked.
     """
     weights = weights_for(config, "infer")
     assert weights
@@ -112,8 +133,8 @@ def trained_predictor(config: Config, image_count: int = 0, *, features: bool = 
         network = FeatureNetwork(network)
         feature_count = network.feature_count
     calibration = fitted.calibration if fitted else None
-    runner = _portable_runner(_network_settings(config), network, stage, image_count)
-    return Predictor(
+    runner = portable_network_runner(network_settings(config), network, stage, image_count)
+    predictor = Predictor(
         host_transforms,
         runner,
         names=class_names,
@@ -123,8 +144,13 @@ def trained_predictor(config: Config, image_count: int = 0, *, features: bool = 
         calibration=calibration,
         feature_count=feature_count,
         threshold=threshold_of(config),
-        no_limits="" if fitted else _no_calibration(config),
+        no_limits="" if fitted else no_calibration_of(config),
     )
+    return _limited(predictor, shares.or_else(shares_of(config)))
+
+
+def _limited(predictor: Predictor, shares: AnswerShares) -> Predictor:
+    return predictor.with_limits(**shares.as_dict()) if shares else predictor
 
 
 def threshold_of(config: Config) -> Threshold | None:
@@ -135,32 +161,41 @@ def threshold_of(config: Config) -> Threshold | None:
     return Threshold(section.threshold, section.label_0, section.label_1)
 
 
-def _no_calibration(config: Config) -> str:
+def shares_of(config: Config) -> AnswerShares:
+    """Returns the shares of ``Infer.PostProcess``."""
+    section = config.Infer.PostProcess if config.Infer else None
+    return AnswerShares(section.unknown_share, section.coverage) if section else NO_SHARES
+
+
+def no_calibration_of(config: Config) -> str:
     """Returns a message that a run has no calibration, and how it gets one."""
     run = config.run_folder
     return f"{run}: {NO_CALIBRATION}; get one by: ppxcls eval -c {run} --calibrate LIST"
 
 
-def exported_predictor(path: str | Path, *, trust: bool = False) -> Predictor:
+def exported_predictor(
+    path: str | Path, *, trust: bool = False, shares: AnswerShares = NO_SHARES
+) -> Predictor:
     """Builds a predictor from exported files and their metadata.
 
     Args:
         path: exported folder, or its ``.onnx`` file, which also works without the other files. The files are
             compared with the digests in the folder's ``inference_config.json``, if it has digests.
         trust: True to run the program of another exporter.
+        shares: what is asked beside the best classes. A share that is None is that of the metadata.
 
     Raises:
-        CheckpointError, DataError: the files can't be used, or are damaged.
+        CheckpointError, DataError: the files can't be used, are damaged, or can't answer what is asked.
     """
     if (problem := url_problem(path)) is not None:
         raise DataError(problem)
     try:
-        return _whole_predictor(Path(path), trust=trust)
+        return _whole_predictor(Path(path), trust=trust, shares=shares)
     except ReplacedError:  # an export to the same folder has ended in between
-        return _whole_predictor(Path(path), trust=trust)
+        return _whole_predictor(Path(path), trust=trust, shares=shares)
 
 
-def _whole_predictor(path: Path, *, trust: bool) -> Predictor:
+def _whole_predictor(path: Path, *, trust: bool, shares: AnswerShares) -> Predictor:
     """Builds a predictor. Raises ReplacedError if the files are replaced in the meantime."""
     if path.suffix.lower() == ".onnx":
         parts = metadata_beside(path)
@@ -168,7 +203,7 @@ def _whole_predictor(path: Path, *, trust: bool) -> Predictor:
     else:
         metadata = parts = read_metadata(path)
     host_transforms, stage = split_for_device(build_transforms(metadata.transforms))
-    return Predictor(
+    predictor = Predictor(
         host_transforms,
         file_runner(
             path,
@@ -186,6 +221,7 @@ def _whole_predictor(path: Path, *, trust: bool) -> Predictor:
         calibration=metadata.calibration,
         no_limits="" if metadata.calibration else f"{path}: {NO_CALIBRATION}; {_EXPORT_AGAIN}",
     )
+    return _limited(predictor, shares.or_else(metadata.shares))
 
 
 def _read_onnx_metadata(file: Path, *, trust: bool) -> ExportMetadata:
@@ -197,43 +233,6 @@ def _read_onnx_metadata(file: Path, *, trust: bool) -> ExportMetadata:
         return parse_metadata(read_json(text.encode()), str(file))
     except ValueError:
         raise DataError(f"{file}: its metadata is damaged") from None
-
-
-def _network_settings(config: Config) -> dict[str, Any]:
-    """Returns what another process needs to build the same network, without weights.
-
-    It is a part of the config, and the code of the plugins, so that no other code runs there.
-    """
-    arch = {key: value for key, value in to_plain(config.Arch).items() if key != "pretrained"}
-    section = {"device": config.Global.device, "plugins": config.Global.plugins}
-    return {"config": {"Global": section, "Arch": arch}, "plugin codes": plugin_codes()}
-
-
-def _portable_runner(
-    settings: dict[str, Any], network: nn.Layer, stage: DeviceStage, image_count: int
-) -> Runner:
-    inner = network.network if isinstance(network, FeatureNetwork) else network
-    settings = settings | {"features": inner is not network}
-
-    def arguments() -> tuple[Any, ...]:
-        return settings, model_state(inner), stage, image_count
-
-    return PortableRunner(network_runner(network, stage, image_count), _rebuilt_network_runner, arguments)
-
-
-def _rebuilt_network_runner(
-    settings: dict[str, Any], state: State, stage: DeviceStage, image_count: int
-) -> Runner:
-    """Returns a runner of a network with the weights of a pickle."""
-    if (path := changed_plugin(settings["plugin codes"])) is not None:
-        raise DataError(f"{path}: the plugin was changed after the predictor was pickled; load the run again")
-    config = load_config(settings["config"])
-    start_processes(config)
-    network = build_network(config, "infer", None)
-    set_weights(network, state, Path("the pickle"))
-    if settings["features"]:
-        network = FeatureNetwork(network)
-    return _portable_runner(settings, network, stage, image_count)
 
 
 def infer(
@@ -259,9 +258,9 @@ def infer(
         batch_size: images per batch; None for ``Infer.batch_size``.
         tta: views whose probabilities are averaged, as in ``Predictor.predict``; None for the image alone.
         unknown_share: largest share of known images that are turned away, as in ``Predictor.with_limits``;
-            None for ``Infer.PostProcess.unknown_share``.
+            None for ``Infer.PostProcess.unknown_share``, or else for that of the exported files.
         coverage: coverage of the sets of classes, as in ``Predictor.with_limits``; None for
-            ``Infer.PostProcess.coverage``.
+            ``Infer.PostProcess.coverage``, or else for that of the exported files.
         trust: True to run exported files that another exporter has written; see ``load``.
 
     Returns:
@@ -273,12 +272,11 @@ def infer(
             be used.
     """
     files = _files_to_predict(config, images)
-    predictor = _predictor(config, exported, count=len(files), trust=trust)
+    shares = AnswerShares(unknown_share, coverage)
+    predictor = _predictor(config, exported, count=len(files), trust=trust, shares=shares)
     default_topk, default_batch_size = _topk_and_batch_size(config)
     topk = default_topk if topk is None else topk
     batch_size = default_batch_size if batch_size is None else batch_size
-    if shares := _shares(config, unknown_share, coverage):
-        predictor = predictor.with_limits(**shares)
     return predictor.predict(files, topk, batch_size, tta=tta)
 
 
@@ -313,13 +311,18 @@ def print_predictions(
     """
     set_up_logging(stream=sys.stderr)  # predictions go to standard output
     files = _files_to_predict(config, images)
-    has_features = output.features is not None
-    predictor = _predictor(config, exported, count=len(files), trust=trust, features=has_features)
+    predictor = _predictor(
+        config,
+        exported,
+        count=len(files),
+        trust=trust,
+        features=output.features is not None,
+        shares=AnswerShares(unknown_share, coverage),
+    )
     if tta is not None:
         predictor = predictor.with_views(tta)
     logger.info(predictor.description)
-    if shares := _shares(config, unknown_share, coverage):
-        predictor = predictor.with_limits(**shares)
+    if predictor.limits.description:
         logger.info(predictor.limits.description)
     topk, batch_size = _topk_and_batch_size(config)
     return write_output_of(predictor, files, output=output, topk=topk, batch_size=batch_size)
@@ -337,7 +340,13 @@ def _files_to_predict(config: Config | None, images: str | Sequence[str]) -> lis
 
 
 def _predictor(
-    config: Config | None, exported: str | Path | None, *, count: int, trust: bool, features: bool = False
+    config: Config | None,
+    exported: str | Path | None,
+    *,
+    count: int,
+    trust: bool,
+    features: bool = False,
+    shares: AnswerShares,
 ) -> Predictor:
     """Returns the predictor of the exported files, or else of the config's network, for ``count`` images."""
     if exported:
@@ -347,23 +356,12 @@ def _predictor(
             _refuse_overrides(config)
             if config.is_override("Global.device"):  # not the one of the YAML, which this machine may lack
                 start_processes(config)
-        return exported_predictor(exported, trust=trust)
+        if config:
+            shares = shares.or_else(shares_of(config))
+        return exported_predictor(exported, trust=trust, shares=shares)
     if config is None:
         raise DataError("expected a config, or exported files")
-    return trained_predictor(config, count, features=features)
-
-
-def _shares(config: Config | None, unknown_share: float | None, coverage: float | None) -> dict[str, float]:
-    """Returns the shares of unknown images and of coverage that are asked, by name.
-
-    A share that is None is that of the config.
-    """
-    section = config.Infer.PostProcess if config and config.Infer else None
-    if section is not None:
-        unknown_share = section.unknown_share if unknown_share is None else unknown_share
-        coverage = section.coverage if coverage is None else coverage
-    shares = {"unknown_share": unknown_share, "coverage": coverage}
-    return {name: share for name, share in shares.items() if share is not None}
+    return trained_predictor(config, count, features=features, shares=shares)
 
 
 def _topk_and_batch_size(config: Config | None) -> tuple[int, int]:

@@ -23,6 +23,7 @@ from ppxcls.build.class_order import classes_beside, mapping_between
 from ppxcls.build.data import build_dataset, build_images
 from ppxcls.build.network import build_network
 from ppxcls.build.start import start_processes
+from ppxcls.calibration.record import Calibration
 from ppxcls.checkpoints.files import CheckpointError
 from ppxcls.config.checks import ConfigError
 from ppxcls.config.registry import Block
@@ -33,7 +34,8 @@ from ppxcls.data.errors import DataError
 from ppxcls.data.label_mapping import ClassNames
 from ppxcls.data.read_file import read_file
 from ppxcls.data.transforms import Compose, build_transforms, split_for_device
-from ppxcls.deploy.build import threshold_of
+from ppxcls.deploy.answer_limits import AnswerShares, limits_of
+from ppxcls.deploy.build import no_calibration_of, shares_of, threshold_of
 from ppxcls.deploy.export import export_model
 from ppxcls.deploy.images import find_images
 from ppxcls.deploy.int8 import check_packages, quantise
@@ -81,6 +83,8 @@ def export(
     assert weights
     blocks, class_names = transforms_for(config), class_names_for(config, "export", weights)
     fitted = calibration_for(config, weights)
+    calibration = fitted.calibration if fitted else None
+    shares = _answered_shares(config, calibration, gives_logits=not softmax)
     start_processes(config)
     logger.info(describe(config, weights, blocks, class_names))
     network = build_network(config, "export", weights)
@@ -94,18 +98,21 @@ def export(
         class_num=class_num(config),
         preprocesses=preprocess,
         gives_logits=not softmax,
-        calibration=fitted.calibration if fitted else None,
+        calibration=calibration,
         threshold=threshold_of(config),
+        shares=shares,
     )
     images = _sample_images(config, host_transforms)
     network_runner(network, stage)(images[:1])  # a wrong output is told here, not by the tracing
     quantise_export = None
     if int8 is not None:
         classes = network_classes(config, "export", weights)
-        calibration, evaluation = _quantisation_data(
+        images_of_int8, evaluation = _quantisation_data(
             config, int8, blocks=blocks, formats=formats, classes=classes
         )
-        quantise_export = partial(quantise, metadata=metadata, calibration=calibration, evaluation=evaluation)
+        quantise_export = partial(
+            quantise, metadata=metadata, calibration=images_of_int8, evaluation=evaluation
+        )
     with _named_package_errors(formats):
         return export_model(
             network,
@@ -117,6 +124,26 @@ def export(
             fold=fold,
             quantise=quantise_export,
         )
+
+
+def _answered_shares(config: Config, calibration: Calibration | None, *, gives_logits: bool) -> AnswerShares:
+    """Returns the shares of the config, which exported files keep.
+
+    Raises:
+        DataError: the exported files could not answer them.
+    """
+    shares = shares_of(config)
+    if not shares:
+        return shares
+    if calibration is None:
+        raise DataError(no_calibration_of(config))
+    if shares.unknown_share is not None and not gives_logits:
+        raise config.where("Infer.PostProcess.unknown_share").error(
+            "the exported files would give probabilities, which have no energy: export with --logits, "
+            "or with -o Infer.PostProcess.unknown_share=null"
+        )
+    limits_of(calibration, shares)
+    return shares
 
 
 @contextlib.contextmanager

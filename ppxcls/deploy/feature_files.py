@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -27,6 +28,24 @@ def names_file(file: Path) -> Path:
     if file.suffix != _SUFFIX:
         raise DataError(f"--features: expected a file with the suffix .npy, received {str(file)!r}")
     return file.with_suffix(".csv")
+
+
+def refuse_one_file(predictions: str, features: str) -> None:
+    """Refuses a file of predictions that would be replaced by the features or by their names.
+
+    Args:
+        predictions: file of ``--output``.
+        features: ``.npy`` file of ``--features``.
+
+    Raises:
+        DataError: two of the files are one.
+    """
+    for file in (Path(features), names_file(Path(features))):
+        if os.path.realpath(file) == os.path.realpath(predictions):
+            raise DataError(
+                f"--output: expected another file than {str(file)!r}, which --features writes, "
+                f"received {predictions!r}"
+            )
 
 
 class FeatureRows:

@@ -14,6 +14,7 @@ from ppxcls.calibration.record import Calibration
 from ppxcls.data.class_names import describe_classes
 from ppxcls.data.errors import DataError
 from ppxcls.data.transforms import prepared_images
+from ppxcls.deploy.answer_limits import NO_SHARES, AnswerShares
 from ppxcls.deploy.threshold import Threshold
 from ppxcls.system.atomic_files import read_regular, reason_of, write_text
 from ppxcls.system.json_text import read_json
@@ -28,6 +29,7 @@ MAX_METADATA_BYTES = 12 << 20  # 100,000 names of 100 characters; parsing the wo
 _MAX_SHOWN_NAMES = 20  # more than a description shows
 _MAX_SHOWN_NAME, _MAX_SHOWN_WEIGHTS, _MAX_DESCRIPTION = 100, 250, 400  # characters
 _POST_PROCESS = "PostProcess"  # key of the threshold
+_LIMITS = "limits"  # key of the shares that limits are for
 _SHA256 = re.compile("[0-9a-f]{64}")
 _PADDLEX_MODEL = "ResNet50"
 # Transforms that PaddleX has, and keys that it lacks with the value that changes nothing.
@@ -58,6 +60,7 @@ class ExportMetadata:
             version, and for the metadata inside an ONNX file.
         calibration: calibration of the scores. The graph divides by its temperature if its output is
             probabilities. None for scores that are not calibrated.
+        shares: what a prediction says beside its best classes, by limits of the calibration.
     """
 
     model: str
@@ -70,11 +73,13 @@ class ExportMetadata:
     threshold: Threshold | None = None
     parts: dict[str, dict[str, Any]] = field(default_factory=dict)
     calibration: Calibration | None = None
+    shares: AnswerShares = NO_SHARES
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the entries of the JSON."""
         calibration = {"calibration": self.calibration.to_json()} if self.calibration else {}
         post_process = {} if self.threshold is None else {_POST_PROCESS: self.threshold.as_dict()}
+        limits = {_LIMITS: self.shares.as_dict()} if self.shares else {}
         return {
             "model": self.model,
             "weights": self.weights,
@@ -85,6 +90,7 @@ class ExportMetadata:
             "preprocessing in the graph": self.preprocesses,
             **calibration,
             **post_process,
+            **limits,
         }
 
     @property
@@ -192,12 +198,15 @@ def parse_metadata(values: Any, source: str) -> ExportMetadata:
     parts = values.get("parts", {})
     if not isinstance(parts, dict) or not all(map(_is_part, parts.items())):
         raise DataError(f"{source}: invalid metadata: expected size and SHA-256 of each file as 'parts'")
+    key = "calibration"
     try:
-        calibration = Calibration.from_json(values["calibration"]) if "calibration" in values else None
+        calibration = Calibration.from_json(values[key]) if key in values else None
         if calibration:
             calibration.check_classes(count)
+        key = _LIMITS
+        shares = AnswerShares.from_dict(values.get(key, {}))
     except ValueError as error:
-        raise DataError(f"{source}: invalid metadata: calibration: {error}") from None
+        raise DataError(f"{source}: invalid metadata: {key}: {error}") from None
     return ExportMetadata(
         model=values["model"],
         weights=str(values.get("weights", "unknown weights")),
@@ -209,6 +218,7 @@ def parse_metadata(values: Any, source: str) -> ExportMetadata:
         threshold=_threshold_in(values, source, count),
         parts=parts,
         calibration=calibration,
+        shares=shares,
     )
 
 

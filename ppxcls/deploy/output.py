@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ppxcls.deploy.feature_files import FeatureRows
+from ppxcls.deploy.feature_files import FeatureRows, refuse_one_file
 from ppxcls.deploy.predict import Prediction, Predictor
 from ppxcls.deploy.writer import Format, Writer
 from ppxcls.system.atomic_files import whole_text_file
@@ -27,11 +27,18 @@ class Output:
         kind: format of the predictions; see ``Writer``.
         file: file for the predictions; None for standard output.
         features: ``.npy`` file for the features; None for none.
+
+    Raises:
+        DataError: predictions and features would be written to one file.
     """
 
     kind: Format = "paddleclas"
     file: str | None = None
     features: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.file is not None and self.features is not None:
+            refuse_one_file(self.file, self.features)
 
 
 def write_output_of(

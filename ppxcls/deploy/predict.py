@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 
 from ppxcls.calibration.record import Calibration
+from ppxcls.calibration.temperature import calibrated
 from ppxcls.data.errors import DataError
 from ppxcls.data.pixel_format import PixelFormat
 from ppxcls.data.prefetch import prefetch
 from ppxcls.data.transforms import Compose, DecodeImage
 from ppxcls.data.views import parse_views, with_views
-from ppxcls.deploy.answer_limits import NO_LIMITS, AnswerLimits, limits_of
+from ppxcls.deploy.answer_limits import NO_LIMITS, AnswerLimits, AnswerShares, limits_of
 from ppxcls.deploy.images import NamedImage, Source, named_images
 from ppxcls.deploy.runners import Runner
 from ppxcls.deploy.threshold import Threshold
@@ -60,17 +61,6 @@ class Prediction:
     features: Array | None = field(default=None, compare=False, repr=False)
 
 
-def softmax(logits: Array, temperature: float = 1.0) -> Array:
-    """Returns the probabilities of logits / temperature, [..., class_num], in float64.
-
-    They are NaN if a logit is not finite.
-    """
-    with np.errstate(invalid="ignore"):
-        exponentials = np.exp((logits.astype(np.float64) - logits.max(-1, keepdims=True)) / temperature)
-        result: Array = exponentials / exponentials.sum(-1, keepdims=True)
-    return result
-
-
 class ViewRunner:
     """Runs each view of a batch, and returns the means of the probabilities, float64 [N, class_num].
 
@@ -98,7 +88,7 @@ class ViewRunner:
             for view in np.split(images, self._count, axis=self._height_axis)
         ]
         if self._gives_logits:
-            outputs = [softmax(output, self._temperature) for output in outputs]
+            outputs = [calibrated(output, self._temperature) for output in outputs]
         return np.asarray(np.mean(outputs, axis=0, dtype=np.float64))
 
 
@@ -236,23 +226,25 @@ class Predictor:
         Example: ``ppxcls.load("output/Xception41").with_limits(unknown_share=0.05).predict(["a.jpg"])``.
 
         Both shares hold for images like those of the model's calibration, on the average over many
-        calibrations. ``limits.description`` says what the limits are, and which images they come from.
+        calibrations. ``limits.description`` says what the limits are, and which images they come from. A
+        share that is None is that of this predictor, such as one of ``Infer.PostProcess``.
 
         Args:
             unknown_share: largest share of known images that are turned away, between 0 and 1. They have
-                ``is_known`` False, as other images that are unlike enough. None for no such answer.
+                ``is_known`` False, as other images that are unlike enough. None for no other answer.
             coverage: smallest share of known images whose ``class_set`` contains the true class, between 0
-                and 1; None for no sets.
+                and 1; None for no other sets.
 
         Raises:
             DataError: a share is out of its range, the model has no calibration, its calibration has too few
                 images for the share, or the output has no energy, because it is probabilities.
         """
+        shares = AnswerShares(unknown_share, coverage).or_else(self.limits.shares)
         if self.calibration is None or self._no_limits:
             raise DataError(self._no_limits or NO_CALIBRATION)
-        if unknown_share is not None and not self._gives_logits:
+        if shares.unknown_share is not None and not self._gives_logits:
             raise DataError(_NO_ENERGY)
-        return self._changed(limits=limits_of(self.calibration, unknown_share, coverage))
+        return self._changed(limits=limits_of(self.calibration, shares))
 
     def _changed(self, **changes: Any) -> Predictor:
         """Returns a predictor with other arguments."""
@@ -345,7 +337,7 @@ class Predictor:
         features, values = np.split(output, [self._feature_count])
         scores: Array = values.astype(np.float64)
         if self._gives_logits:
-            scores = softmax(scores, self._temperature)
+            scores = calibrated(scores, self._temperature)
         prediction = Prediction(file)
         if self._threshold is not None:
             class_id, score, name = self._threshold.answer(scores, self.names)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ppxcls.data.errors import DataError
 from ppxcls.system.arrays import Array
 from ppxcls.system.json_text import is_number
 
@@ -32,7 +33,12 @@ class Threshold:
         Args:
             scores: scores of the two classes, [2].
             names: names of the classes; empty for none.
+
+        Raises:
+            DataError: there are not two scores.
         """
+        if scores.shape != (2,):
+            raise DataError(f"{NAME}: expected a network with 2 classes, received {len(scores):,} scores")
         class_id = int(scores[1] >= self.threshold)
         label = (self.label_0, self.label_1)[class_id]
         own_name = names[class_id] if names else str(class_id)

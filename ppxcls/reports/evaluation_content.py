@@ -15,7 +15,13 @@ from ppxcls.reports.curves import draw_calibration
 from ppxcls.reports.pictures import overlays, thumbnail
 from ppxcls.reports.record import Record
 from ppxcls.reports.run_files import Samples
-from ppxcls.reports.score_content import calibration_content, draw_risk, risk_content, risk_of
+from ppxcls.reports.score_content import (
+    calibration_content,
+    draw_risk,
+    other_temperature,
+    risk_content,
+    risk_of,
+)
 from ppxcls.reports.suspects import corrections_content, suspected_samples
 from ppxcls.reports.two_classes import draw_roc, roc_content, two_classes
 from ppxcls.system.arrays import Array
@@ -67,6 +73,7 @@ def evaluation_content(record: Record, samples: Samples, pictures: dict[str, byt
         "more_classes": max(len(rows) - _MAX_CLASS_ROWS, 0),
         "calibration_error": calibration.error,
         "scores": calibration_content(record),
+        "other_temperature": other_temperature(record, samples),
         "answered": risk_content(curve),
         "ranking": ranking,
         "mistakes": _gallery(record, samples, mistakes),

@@ -17,11 +17,12 @@ from typing import Any
 
 import numpy as np
 
+from ppxcls.calibration.record import LARGEST_TEMPERATURE
 from ppxcls.data.errors import DataError
 from ppxcls.system.arrays import Array
 from ppxcls.system.atomic_files import read_inside, reason_of
 from ppxcls.system.json_text import is_count, is_number, read_json
-from ppxcls.train.predictions import COLUMNS
+from ppxcls.train.predictions import COLUMNS, TEMPERATURE
 
 _MAX_METRICS_BYTES, _MAX_METRICS_LINES = 1 << 28, 1_000_000
 _MAX_LINE_BYTES, _MAX_LINE_KEYS = 1 << 20, 1000
@@ -45,6 +46,7 @@ class Samples:
         label_scores: probability of the label, float64 [n].
         top_ids: best classes of each sample, up to five.
         runner_up_scores: probability of the second-best class, float64 [n]; None if a sample lacks it.
+        temperatures: divisor of the logits of each sample, float64 [n]; None if it is not known.
     """
 
     files: list[str]
@@ -54,6 +56,7 @@ class Samples:
     label_scores: Array
     top_ids: list[list[int]]
     runner_up_scores: Array | None = None
+    temperatures: Array | None = None
 
     def __len__(self) -> int:
         return len(self.files)
@@ -162,7 +165,7 @@ def read_samples(file: Path, count: int) -> Samples | None:
         return None
     labels, predicted_ids = (np.array([row[i] for row in rows], np.int64) for i in (1, 2))
     scores, label_scores = (np.array([row[i] for row in rows], np.float64) for i in (3, 4))
-    runner_up_scores = [row[6] for row in rows]
+    runner_up_scores, temperatures = ([row[i] for row in rows] for i in (6, 7))
     return Samples(
         files=[row[0] for row in rows],
         labels=labels,
@@ -170,23 +173,31 @@ def read_samples(file: Path, count: int) -> Samples | None:
         scores=scores,
         label_scores=label_scores,
         top_ids=[row[5] for row in rows],
-        runner_up_scores=None if None in runner_up_scores else np.array(runner_up_scores, np.float64),
+        runner_up_scores=_array_of_all(runner_up_scores),
+        temperatures=_array_of_all(temperatures),
     )
+
+
+def _array_of_all(values: Sequence[float | None]) -> Array | None:
+    """Returns the numbers, float64 [n]; None if one is missing."""
+    return None if None in values else np.array(values, np.float64)
 
 
 def _prediction_rows(
     reader: Iterator[list[str]], count: int
-) -> Iterator[tuple[str, int, int, float, float, list[int], float | None]]:
-    """Yields file, label, predicted class, its score, the label's score, best classes, and second-best score.
+) -> Iterator[tuple[str, int, int, float, float, list[int], float | None, float | None]]:
+    """Yields file, label, predicted class, two scores, best classes, second-best score, and temperature.
 
-    The last one is None if there is one class.
+    The scores are those of the predicted class and of the label. The second-best score is None if there is
+    one class, and the temperature is None in files of earlier versions.
     """
-    if tuple(next(reader, ())) != COLUMNS:
-        raise ValueError(f"expected the columns {','.join(COLUMNS)}")
+    columns = tuple(next(reader, ()))
+    if columns not in (COLUMNS, (*COLUMNS, TEMPERATURE)):
+        raise ValueError(f"expected the columns {','.join((*COLUMNS, TEMPERATURE))}")
     for row in reader:
-        if len(row) != len(COLUMNS):
-            raise ValueError(f"expected {len(COLUMNS)} columns, received {len(row):,}")
-        values = dict(zip(COLUMNS, row, strict=True))
+        if len(row) != len(columns):
+            raise ValueError(f"expected {len(columns)} columns, received {len(row):,}")
+        values = dict(zip(columns, row, strict=True))
         if not values["file"] or "\0" in values["file"] or len(values["file"]) > _MAX_PATH_LENGTH:
             raise ValueError("expected the path of an image as 'file'")
         top_ids = [_class_id(word, "top_ids", count) for word in values["top_ids"].split(" ", 5)]
@@ -199,6 +210,7 @@ def _prediction_rows(
             _probability(values["label_score"], "label_score"),
             top_ids,
             _probability(top_scores[1], "top_scores") if len(top_scores) > 1 else None,
+            _temperature(values.get(TEMPERATURE)),
         )
 
 
@@ -208,11 +220,25 @@ def _class_id(word: str, column: str, count: int) -> int:
     return int(word)
 
 
-def _probability(word: str, column: str) -> float:
+def _number(word: str) -> float:
+    """Returns the number in a cell; -1 if there is none."""
     try:
-        number = float(word) if _NUMBER.fullmatch(word) else -1.0
+        return float(word) if _NUMBER.fullmatch(word) else -1.0
     except ValueError:
-        number = -1.0
+        return -1.0
+
+
+def _temperature(word: str | None) -> float | None:
+    if word is None:
+        return None
+    number = _number(word)
+    if not 0 < number <= LARGEST_TEMPERATURE:
+        raise ValueError(f"expected a number above 0, up to {LARGEST_TEMPERATURE:g}, as '{TEMPERATURE}'")
+    return number
+
+
+def _probability(word: str, column: str) -> float:
+    number = _number(word)
     if not 0 <= number <= 1.001:  # it was rounded
         raise ValueError(f"expected a number from 0 to 1 as '{column}'")
     return number

@@ -34,6 +34,32 @@ def risk_content(curve: RiskCurve) -> dict[str, Any]:
     return {"area": curve.area, "rows": [(coverage, *curve.at(coverage)) for coverage in _COVERAGES]}
 
 
+def other_temperature(record: Record, samples: Samples) -> str:
+    """Returns a sentence if the predictions have another temperature than the weights' calibration.
+
+    Args:
+        record: run.
+        samples: predictions that the page shows.
+
+    Returns:
+        The sentence; empty if the temperature is the same, or is not known.
+    """
+    if samples.temperatures is None:
+        return ""
+    temperature = record.calibration.calibration.temperature if record.calibration else 1.0
+    if np.allclose(samples.temperatures, temperature, rtol=1e-5, atol=0):
+        return ""
+    smallest, largest = f"{samples.temperatures.min():.4g}", f"{samples.temperatures.max():.4g}"
+    if samples is record.fold_samples:
+        return f"The scores on this page have the temperatures of the folds, from {smallest} to {largest}."
+    range_text = smallest if smallest == largest else f"{smallest} to {largest}"
+    note = f"The scores on this page have another temperature than predictions have now: {range_text}."
+    if record.has_known_samples and not record.judged:  # an evaluation would be of weights that know them
+        return note
+    option = " --test" if record.judged else ""
+    return f"{note} They are computed anew by: ppxcls eval -c {printable(record.folder.name)}{option}"
+
+
 def calibration_content(record: Record) -> dict[str, Any] | None:
     """Returns the calibration and its limits for the page; None if the weights have none."""
     if record.calibration is None:

@@ -1,4 +1,4 @@
-"""Shares the decoders among clients, so that slow pictures of one do not keep the others waiting."""
+"""AnswerShares the decoders among clients, so that slow pictures of one do not keep the others waiting."""
 
 from __future__ import annotations
 

@@ -14,7 +14,8 @@ import numpy as np
 import uvicorn
 from starlette.applications import Starlette
 
-from ppxcls.deploy.build import load
+from ppxcls.deploy.answer_limits import AnswerShares
+from ppxcls.deploy.build import load_with_shares
 from ppxcls.serving.address import url_of
 from ppxcls.serving.app import build_app
 from ppxcls.serving.connections import ConnectionBook, allowed_count, protocol_class
@@ -52,8 +53,8 @@ def run_server(
         host: name of this address, as the user gave it.
         limits: limits of the server.
         access: clients and web pages that may use it.
-        unknown_share: largest share of known images that are answered as unknown; None for no such answer.
-        coverage: coverage of the sets of classes; None for no sets.
+        unknown_share: largest share of known images that are answered as unknown; None for that of the model.
+        coverage: coverage of the sets of classes; None for that of the model.
         trust: True to run code that came with the files, as for ``ppxcls.load``.
 
     Raises:
@@ -61,9 +62,8 @@ def run_server(
         OSError: another program has begun to listen at the address.
     """
     set_up_logging()
-    predictor = load(path, _UNBOUNDED_IMAGES, trust=trust)
-    if unknown_share is not None or coverage is not None:
-        predictor = predictor.with_limits(unknown_share, coverage)
+    shares = AnswerShares(unknown_share, coverage)
+    predictor = load_with_shares(path, _UNBOUNDED_IMAGES, trust=trust, shares=shares)
     decoders = DecoderPool(
         min(usable_cores(), _MAX_DECODERS) + 1,  # one more, because a client may not use all of them
         limits.of_picture,

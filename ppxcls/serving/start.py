@@ -54,10 +54,11 @@ def serve(
         memory: largest size of all requests that are not answered yet, in MiB, at least 64.
         pixels: largest number of pixels of an image, in millions, at most 178.
         decode_seconds: longest time to decode an image, in seconds; a fifth of it while others wait.
-        unknown_share: largest share of known images that are answered with ``"known": false``, such as 0.05;
-            None for answers without it. The model needs a calibration.
-        coverage: share of images whose ``class_set`` contains the true class, such as 0.95; None for answers
-            without it. The model needs a calibration.
+        unknown_share: largest share of known images that are answered with ``"known": false``, such as 0.05.
+            The model needs a calibration. None for that of the run's YAML or of the exported files; if they
+            have none either, answers are without it.
+        coverage: share of images whose ``class_set`` contains the true class, such as 0.95; None as for
+            ``unknown_share``. The model needs a calibration.
         trust: True to run code that came with the files, as for ``ppxcls.load``.
 
     Raises:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import paddle
@@ -143,6 +144,8 @@ class Evaluation:
             if was_training:
                 network.train()
         self.predictions = self._table.gathered()
+        if self.loader.dataset.views:
+            self.predictions = replace(self.predictions, temperature=self._view_temperature)
         return self._results(batch_sums, bad_count)
 
     def set_temperature(self, temperature: float) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import paddle
 
+from ppxcls.calibration.temperature import calibrated
 from ppxcls.config.figures import GROUP_PREFIX
 from ppxcls.system import distributed
 from ppxcls.system.arrays import Array
@@ -109,9 +110,7 @@ class GroupFigures:
         if not self._parts:
             return np.zeros(0, np.int64), np.zeros((0, 0))
         samples = np.concatenate([samples for samples, _ in self._parts])
-        logits = np.concatenate([logits.numpy() for _, logits in self._parts]).astype(np.float64)
-        exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return samples, exponentials / exponentials.sum(axis=1, keepdims=True)
+        return samples, calibrated(np.concatenate([logits.numpy() for _, logits in self._parts]))
 
     @staticmethod
     def _widths(scores: Array) -> Array:

@@ -31,6 +31,8 @@ COLUMNS = (
     "top_ids",
     "top_scores",
 )
+# Last column of a written file. Files of earlier versions lack it.
+TEMPERATURE = "temperature"
 _MAX_TOP_CLASSES = 5
 _MAX_LOGITS = 1 << 24  # of a calibration, 64 MB; 16,777 images of 1,000 classes
 NOT_FINITE = "the network's output has numbers that are not finite (NaN or infinity)"
@@ -48,6 +50,7 @@ class Predictions:
         plain_scores: probability of the best class without a temperature, float64 [n].
         losses: cross-entropy of each sample, float64 [n].
         plain_losses: cross-entropy of each sample without a temperature, float64 [n].
+        temperature: divisor of the logits.
     """
 
     samples: Array
@@ -57,6 +60,7 @@ class Predictions:
     plain_scores: Array
     losses: Array
     plain_losses: Array
+    temperature: float = 1.0
 
 
 class PredictionTable:
@@ -134,6 +138,7 @@ class PredictionTable:
             plain_scores=plain_scores,
             losses=losses,
             plain_losses=plain_losses,
+            temperature=self.temperature,
         )
 
     def gathered_logits(self, max_values: int = _MAX_LOGITS) -> tuple[Array, Array]:
@@ -178,7 +183,7 @@ def _cross_entropy(logits: paddle.Tensor, label_ids: paddle.Tensor) -> paddle.Te
 
 
 def write_predictions(file: Path, predictions: Predictions, dataset: Dataset, names: Sequence[str]) -> None:
-    """Writes a CSV file with a row for each sample and the columns ``COLUMNS``.
+    """Writes a CSV file with a row for each sample and the columns ``COLUMNS`` and ``TEMPERATURE``.
 
     Args:
         file: CSV file to write.
@@ -192,7 +197,7 @@ def write_predictions(file: Path, predictions: Predictions, dataset: Dataset, na
     class_name = names.__getitem__ if names else lambda _: ""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    writer.writerow([*COLUMNS, TEMPERATURE])
     labels = dataset.labels[predictions.samples].tolist()
     rows = zip(
         predictions.samples.tolist(),
@@ -210,6 +215,10 @@ def write_predictions(file: Path, predictions: Predictions, dataset: Dataset, na
             f"{scores[0]:.6g}",
             f"{label_score:.6g}",
         ]
-        last_columns = [" ".join(map(str, classes)), " ".join(f"{score:.6g}" for score in scores)]
+        last_columns = [
+            " ".join(map(str, classes)),
+            " ".join(f"{score:.6g}" for score in scores),
+            f"{predictions.temperature:.6g}",
+        ]
         writer.writerow([dataset.path(sample), label, *first_columns, *last_columns])
     write_text(file, text.getvalue())

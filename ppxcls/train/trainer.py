@@ -244,9 +244,10 @@ class Trainer:
         if self.evaluation and schedule.is_evaluation_due(epoch):
             is_best = self._evaluate(self.evaluation)
         self.learner.start_epoch(epoch + 1)
-        names = ["latest"] if self.is_finished or epoch % schedule.latest_interval == 0 else []
-        if is_best:
-            names.append("best_model")
+        # First, because a run that is resumed from the others takes it as written.
+        names = ["best_model"] if is_best else []
+        if self.is_finished or epoch % schedule.latest_interval == 0:
+            names.append("latest")
         if epoch % schedule.save_interval == 0:
             names.append(f"epoch_{epoch}")
         if names:
@@ -342,7 +343,8 @@ class Trainer:
         """
         self.watch.read()
         if "latest" in names:
-            names = [f"step_{self.progress.step}", *names]
+            # Last: if ``latest`` were after it, a kill between them could leave an old ``latest`` for ever.
+            names = [*names, f"step_{self.progress.step}"]
             self._last_saved_step = self.progress.step
             self._last_save_time = time.monotonic()
         try:

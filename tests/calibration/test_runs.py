@@ -25,7 +25,7 @@ from ppxcls.calibration.coverage import score_limit
 from ppxcls.calibration.fit import read_calibration
 from ppxcls.calibration.temperature import best_temperature
 from ppxcls.calibration.unknown import energy_limit
-from ppxcls.checkpoints.files import write_state
+from ppxcls.checkpoints.files import read_state, write_state
 from ppxcls.data.dataset import DATASETS, ImageNetDataset
 from ppxcls.fitting.result import state_of, write_result
 from ppxcls.reports.record import read_record
@@ -156,6 +156,11 @@ def test_an_evaluation_says_what_the_temperature_changes(run: Path, pictures: Pa
         bins = np.digitize(scores, np.linspace(0, 1, 16), right=True)
         gaps = [abs((scores - (logits.argmax(1) == labels))[bins == i].sum()) for i in np.unique(bins)]
         assert facts[f"error_{key}"] == pytest.approx(sum(gaps) / len(labels), abs=1e-4)
+    predictions = (run / "predictions.csv").read_bytes()
+    ppxcls.evaluate(ppxcls.load_config(run, ["Global.calibrate=False"]))
+    assert (run / "predictions.csv").read_bytes() == predictions, "not the run's own evaluation"
+    with open(run / "predictions_other.csv") as stream:
+        assert {row["temperature"] for row in csv.DictReader(stream)} == {"1"}
     assert results["CELoss"] == pytest.approx(facts["loss_before"], rel=1e-5)
     assert facts["loss_after"] < facts["loss_before"]
 
@@ -165,25 +170,31 @@ def test_weights_without_a_record_of_their_own_have_plain_scores(
 ) -> None:
     _, _, files = logits_of(run, pictures, "val")
     calibrated_scores = [p.scores[0] for p in ppxcls.load(run).predict(files[:6])]
-    write_state(
-        run.parent / "other.pdparams", ppxcls.checkpoints.files.read_state(run / "best_model.pdparams")
-    )
-    for override in ("Global.calibrate=False", f"Global.pretrained_model={run.parent}/other"):
-        if "pretrained" in override:  # the same weights in another file belong to the record; others do not
-            state = ppxcls.checkpoints.files.read_state(run / "best_model.pdparams")
-            state["fc.bias"] = state["fc.bias"] + np.float32(1e-6)
-            write_state(run.parent / "other.pdparams", state)
+    state = read_state(run / "best_model.pdparams")
+    write_state(run.parent / "same.pdparams", state)
+    write_state(run.parent / "other.pdparams", {**state, "fc.bias": state["fc.bias"] + np.float32(1e-6)})
+    assert (run.parent / "same.pdparams").read_bytes() == (run / "best_model.pdparams").read_bytes()
+    for override, is_calibrated in (
+        (f"Global.pretrained_model={run.parent}/same", True),
+        (f"Global.pretrained_model={run.parent}/other", False),
+        ("Global.calibrate=False", False),
+    ):
         predictor = ppxcls.load(ppxcls.load_config(run, [override]))
         scores = [p.scores[0] for p in predictor.predict(files[:6])]
-        assert predictor.calibration is None
-        assert not np.allclose(scores, calibrated_scores, atol=1e-3)
+        assert (predictor.calibration is not None) is is_calibrated
+        assert np.allclose(scores, calibrated_scores, atol=1e-3) is is_calibrated
     assert any("belongs to other weights, so scores are not calibrated" in line for line in lines())
 
 
 @pytest.mark.every_paddle
 def test_exported_files_have_the_scores_of_the_run(run: Path, pictures: Path) -> None:
-    _, _, files = logits_of(run, pictures, "val")
+    """The temperature is a large one, so that an 8-bit file without it would be noticed."""
+    logits, _, files = logits_of(run, pictures, "val")
+    content = json.loads((run / "calibration.json").read_text())
+    (run / "calibration.json").write_text(json.dumps({**content, "temperature": 8.0}))
     expected = ppxcls.load(run).predict(files[:9], topk=3)
+    plain_scores = softmax(logits[:9], axis=1).max(1)
+    assert np.abs(plain_scores - [prediction.scores[0] for prediction in expected]).min() > 0.1
     folder = run / "inference"
     config = ppxcls.load_config(run, [f"Global.save_inference_dir={folder}"])
     ppxcls.export(config, ["paddle", "onnx"], int8=str(pictures / "train_list.txt"))
@@ -225,6 +236,39 @@ def test_a_record_is_written_before_its_weights(
     with pytest.raises(OSError, match="best_model"):
         trainer_of(write_file(tmp_path, pictures)).fit()
     assert not (tmp_path / "output/SmallNetwork/best_model.json").exists()
+
+
+class _KillError(BaseException):
+    """Ends the thread that writes a checkpoint, as a kill would."""
+
+
+@pytest.mark.parametrize("commits", range(4))
+def test_a_run_that_is_killed_between_commits_ends_with_the_same_files(
+    commits: int, trained: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kill is in the save of the last epoch, which is the best one, after some of its commits."""
+    run = copy_folder(trained, tmp_path / "output/SmallNetwork")
+    file = write_file(tmp_path, pictures)
+    commit, committed_names = ppxcls.checkpoints.files._commit, []
+
+    def killed_commit(prefix: Path, manifest: Any) -> None:
+        if len(committed_names) == commits:
+            raise _KillError
+        commit(prefix, manifest)
+        committed_names.append(prefix.name)
+
+    monkeypatch.setattr("ppxcls.checkpoints.files._commit", killed_commit)
+    with pytest.raises(_KillError):
+        trainer_of(file, f"Global.checkpoints={run}/epoch_3").fit()
+    assert committed_names == ["best_model", "latest", "epoch_4", "step_24"][:commits]
+    monkeypatch.undo()
+    trainer_of(file, "Global.checkpoints=auto").fit()
+    for name in ("best_model.pdparams", "latest.pdparams"):
+        states = [read_state(folder / name) for folder in (trained, run)]
+        for key in ("fc.bias", "conv.weight", "norm._mean"):
+            assert np.array_equal(states[0][key], states[1][key]), (name, key)
+    digest = hashlib.sha256((run / "best_model.pdparams").read_bytes()).hexdigest()
+    assert read_calibration(run, digest) == read_calibration(trained, None)
 
 
 def test_few_images_fit_no_temperature(small: Callable[..., Path], lines: Callable[[], list[str]]) -> None:
@@ -457,7 +501,11 @@ def test_the_report_shows_the_temperature_the_risk_and_the_limits(run: Path, pic
     assert "risk.png" in {file.name for file in run.iterdir()}
     content = json.loads((run / "calibration.json").read_text())
     (run / "calibration.json").write_text(json.dumps({**content, "weights": "0" * 64}))
-    assert "No temperature divides the logits" in ppxcls.report(run).read_text()
+    assert "another temperature" not in text
+    text = ppxcls.report(run).read_text()
+    assert "no temperature divides the logits" in text
+    temperature = f"{record.calibration.temperature:.4g}"
+    assert f"another temperature than predictions have now: {temperature}. They are computed anew by" in text
     (run / "calibration.json").write_text(json.dumps({**content, "energies": "<script>"}))
     with pytest.raises(ppxcls.DataError, match=r"calibration\.json: not the calibration of a run"):
         ppxcls.report(run)

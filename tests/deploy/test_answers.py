@@ -11,6 +11,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import paddle
 import pytest
 import yaml
 from scipy.special import logsumexp, softmax
@@ -19,8 +20,12 @@ import ppxcls
 from ppxcls.calibration.record import Calibration
 from ppxcls.calibration.temperature import calibration_of
 from ppxcls.data.transforms import Compose
+from ppxcls.deploy.answer_limits import AnswerShares
+from ppxcls.deploy.build import load_with_shares
 from ppxcls.deploy.feature_files import FeatureRows
+from ppxcls.deploy.feature_network import FeatureNetwork
 from ppxcls.deploy.metadata import ExportMetadata, parse_metadata
+from ppxcls.deploy.output import Output
 from ppxcls.deploy.predict import Predictor
 from ppxcls.deploy.threshold import Threshold
 from ppxcls.deploy.writer import Writer
@@ -28,6 +33,7 @@ from ppxcls.serving.answers import answer_to, first_classes
 from ppxcls.serving.app import build_app
 from ppxcls.serving.bodies import BodyLimits
 from ppxcls.serving.openapi import openapi_document
+from ppxcls.train.paddle_inference import EvaluatedNetwork, is_compilable
 from tests.conftest import SMALL_NETWORK, run_tool, small_config, write_images
 
 CLASSES = 4
@@ -171,6 +177,33 @@ def test_a_threshold_without_any_names() -> None:
     ]
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_threshold_is_for_two_scores(count: int) -> None:
+    """The number of classes of a plugin's network is not known when the config is loaded."""
+    predictor = predictor_of(names=[], threshold=Threshold(0.5), calibration=None)
+    with pytest.raises(ppxcls.DataError, match=f"^ThreshOutput: expected .* 2 classes, received {count} s"):
+        predictor.predict_prepared([np.zeros(count, np.float32)])
+
+
+@pytest.mark.parametrize("output", ["f.csv", "f.npy", "folder/../f.csv", "link.txt"])
+def test_predictions_and_features_are_different_files(output: str, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link.txt").symlink_to(tmp_path / "f.csv")
+    with pytest.raises(ppxcls.DataError, match="^--output: expected another file than .*which --features"):
+        Output("csv", str(tmp_path / output), str(tmp_path / "f.npy"))
+    assert Output("csv", str(tmp_path / "g.csv"), str(tmp_path / "f.npy")).file
+
+
+def test_limits_in_the_metadata_of_an_export() -> None:
+    metadata = ExportMetadata("x", "w", [{"ToCHWImage": None}], [], 2, shares=AnswerShares(coverage=0.9))
+    values = json.loads(json.dumps(metadata.as_dict()))
+    assert parse_metadata(values, "file").shares == AnswerShares(None, 0.9)
+    assert "limits" not in ExportMetadata("x", "w", [{"ToCHWImage": None}], [], 2).as_dict()
+    for limits in ([], {"coverage": 1}, {"coverage": "0.9"}, {"unknown_share": float("nan")}):
+        with pytest.raises(ppxcls.DataError, match="^file: invalid metadata: limits: expected a"):
+            parse_metadata(values | {"limits": limits}, "file")
+
+
 def test_a_threshold_in_the_metadata_of_an_export() -> None:
     metadata = ExportMetadata("x", "w", [{"ToCHWImage": None}], [], 2, threshold=Threshold(0.25, "no"))
     values = json.loads(json.dumps(metadata.as_dict()))
@@ -263,6 +296,21 @@ def test_features_are_the_input_of_the_classifier(small: Any, tmp_path: Path, im
         assert message in result.stderr
 
 
+def test_a_compiled_network_gives_the_same_features(small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    ppxcls.load_config(small())  # registers the network
+    network = FeatureNetwork(ppxcls.build_model("SmallNetwork", class_num=3))
+    network.eval()
+    if not is_compilable(network):
+        pytest.skip("Paddle has no oneDNN here")
+    monkeypatch.setattr("ppxcls.train.paddle_inference._MIN_PIXELS_TO_COMPILE", 1)
+    evaluated = EvaluatedNetwork(network)
+    images = paddle.to_tensor(np.random.default_rng(0).normal(size=(5, 3, 20, 20)).astype(np.float32))
+    received = evaluated(images).numpy()
+    assert evaluated._predictor is not None
+    assert received.shape == (5, 4 + 3)
+    np.testing.assert_allclose(received, network(images).numpy(), rtol=1e-4, atol=1e-5)
+
+
 def test_features_of_no_image_are_an_empty_table(tmp_path: Path) -> None:
     FeatureRows().write(tmp_path / "x.npy")
     assert len(np.load(tmp_path / "x.npy")) == 0
@@ -327,12 +375,15 @@ def test_a_run_its_export_and_its_server_say_the_same(calibrated_run: Path, tmp_
     assert "at most 0.2 of known images are turned away" in result.stderr
     assert "by 60 images of val_list.txt, whose images chose the weights" in result.stderr
     assert f"{sum(p.is_known is False for p in expected)} turned away as unknown" in result.stderr
-    config = ppxcls.load_config(calibrated_run, ["Infer.PostProcess={unknown_share: 0.2, coverage: 0.8}"])
-    assert ppxcls.infer(config, files) == expected
-    for kind, softmax_output in (("logits", False), ("scores", True)):
+    asked = ["Infer.PostProcess={unknown_share: 0.2, coverage: 0.8}"]
+    config = ppxcls.load_config(calibrated_run, asked)
+    assert ppxcls.infer(config, files) == ppxcls.load(config).predict(files) == expected
+    for kind, words in (("logits", asked), ("scores", [])):
         target = [f"Global.save_inference_dir={tmp_path}/{kind}"]
-        ppxcls.export(ppxcls.load_config(calibrated_run, target), ["paddle"], softmax=softmax_output)
-    exported = ppxcls.load(tmp_path / "logits").with_limits(**wish)
+        config = ppxcls.load_config(calibrated_run, [*target, *words])
+        ppxcls.export(config, ["paddle"], softmax=kind == "scores")
+    exported = ppxcls.load(tmp_path / "logits")  # the limits of the YAML are in the file
+    assert exported.limits == ppxcls.load(calibrated_run).with_limits(**wish).limits
     received = exported.predict(files)
     assert [(p.is_known, p.class_set) for p in received] == [(p.is_known, p.class_set) for p in expected]
     sets = ppxcls.load(tmp_path / "scores").with_limits(coverage=0.8).predict(files)
@@ -345,6 +396,20 @@ def test_a_run_its_export_and_its_server_say_the_same(calibrated_run: Path, tmp_
     assert "At most 0.2 of known images are turned away." in page
 
 
+def test_options_override_the_limits_of_the_yaml(calibrated_run: Path) -> None:
+    """Also limits of the YAML that the calibration has too few images for."""
+    config = ppxcls.load_config(calibrated_run, ["Infer.PostProcess={unknown_share: 0.001, coverage: 0.8}"])
+    (photo, *_) = sorted((calibrated_run.parents[1] / "val").iterdir())
+    with pytest.raises(ppxcls.DataError, match="needs at least 999 calibration images"):
+        ppxcls.load(config)
+    predictor = load_with_shares(config, shares=AnswerShares(unknown_share=0.1))
+    assert predictor.limits.shares == AnswerShares(0.1, 0.8)
+    assert predictor.with_limits(coverage=0.9).limits.shares == AnswerShares(0.1, 0.9)
+    assert ppxcls.infer(config, str(photo), unknown_share=0.1) == predictor.predict(photo)
+    with pytest.raises(ppxcls.ConfigError, match=r"unknown_share: .* probabilities, .* export with --logits"):
+        ppxcls.export(config, ["paddle"])
+
+
 def test_refusals_say_how_to_get_an_answer(calibrated_run: Path, tmp_path: Path, small: Any) -> None:
     (photo, *_) = sorted((calibrated_run.parents[1] / "val").iterdir())
     predictor = ppxcls.load(calibrated_run)
@@ -355,6 +420,10 @@ def test_refusals_say_how_to_get_an_answer(calibrated_run: Path, tmp_path: Path,
     ):
         predictor.with_limits(unknown_share=0.01)
     run = small_run(small, tmp_path)
+    config = ppxcls.load_config(run, ["Infer.PostProcess.coverage=0.9"])
+    for use in (ppxcls.load, lambda config: ppxcls.export(config, ["paddle"])):
+        with pytest.raises(ppxcls.DataError, match="no record of a calibration; get one by: ppxcls eval"):
+            use(config)
     result = run_tool("infer", "-c", run, photo, "--unknown", "0.05")
     assert result.returncode == 1
     assert result.stderr.splitlines()[-1] == (
