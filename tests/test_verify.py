@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -258,6 +259,22 @@ def test_a_run_records_each_of_its_starts(small: Callable[..., Path], tmp_path: 
     assert starts[0]["files"] != starts[1]["files"], "each epoch has its own order"
     assert starts[0]["start_weights"] != starts[1]["start_weights"]
     assert ppxcls.verify(run).is_same
+    with pytest.raises(ppxcls.VerificationError, match="now: epochs: 2 in the run, 3 here; give"):
+        ppxcls.verify(run, from_epoch=1)
+    assert ppxcls.verify(run, from_epoch=1, overrides=["Global.epochs=2"]).is_same
+    lines = (run / "starts.jsonl").read_text().replace(starts[1]["optimizer"], "0" * 64)
+    (run / "starts.jsonl").write_text(lines)
+    with pytest.raises(ppxcls.VerificationError, match="settings of the optimizer: not the same content"):
+        ppxcls.verify(run)
+
+
+def test_a_full_disk_for_temporary_files_is_said(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("ppxcls.train.run.append_start", full)
+    with pytest.raises(ppxcls.VerificationError, match="starts.jsonl can't be written; set TMPDIR"):
+        ppxcls.verify(trained / "output/SmallNetwork", 1)
 
 
 @pytest.mark.parametrize(

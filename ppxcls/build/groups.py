@@ -14,12 +14,13 @@ from ppxcls.system import distributed
 from ppxcls.system.arrays import Array
 from ppxcls.system.logs import logger
 from ppxcls.system.paths import printable
+from ppxcls.train.group_figures import groups_digest
 
 
 def evaluation_groups(config: Config, dataset: Dataset) -> tuple[Array, Array] | None:
     """Returns the group of each image of ``DataLoader.Eval``, and the label of each group.
 
-    A group whose images have several labels is left out, and the log names it.
+    A group whose images have several labels is left out, and the log names it. All processes must call it.
 
     Args:
         config: config with ``DataLoader.Eval``.
@@ -32,7 +33,16 @@ def evaluation_groups(config: Config, dataset: Dataset) -> tuple[Array, Array] |
 
     Raises:
         DataError: the file can't be read, or a row is invalid.
+        JobError: the groups of a process differ from those of the first one, as if a node lacks the file.
     """
+    result = _groups_and_labels(config, dataset)
+    # The figures of groups are computed by all processes together, or by none.
+    distributed.require_same({"groups of the evaluation list": groups_digest(*result) if result else ""})
+    return result
+
+
+def _groups_and_labels(config: Config, dataset: Dataset) -> tuple[Array, Array] | None:
+    """Returns the result of ``evaluation_groups`` for this process."""
     assert config.DataLoader
     assert config.DataLoader.Eval
     list_file = config.DataLoader.Eval.dataset.get("cls_label_path")

@@ -26,7 +26,14 @@ from ppxcls.system.temporary_folder import temporary_folder
 from ppxcls.train import METRICS_FILE, STARTS_FILE
 from ppxcls.train.differing_facts import differing_facts
 from ppxcls.train.repetition import Position, Recording, Repetition, repeat_steps
-from ppxcls.train.starts import WEIGHTS_FACT, image_facts, read_start
+from ppxcls.train.starts import (
+    EPOCHS_FACT,
+    OPTIMIZER_FACT,
+    WEIGHTS_FACT,
+    image_facts,
+    read_start,
+    schedule_facts,
+)
 from ppxcls.train.trainer import Trainer
 
 DEFAULT_STEPS = 20
@@ -105,7 +112,8 @@ def verify(
         trust: True to run the plugins that the run names; see ``load_config``.
 
     Raises:
-        VerificationError: the run lacks what is needed, or it trained with other samples per step.
+        VerificationError: the run lacks what is needed, or it trained with other samples per step, or the
+            steps were trained with other epochs or another optimizer than its config has now.
         ConfigError: the folder is not a run folder.
         DataError, CheckpointError, OSError: the data or a checkpoint can't be used.
         TrainingError: a loss or a weight is not finite here.
@@ -170,6 +178,7 @@ def _repeated(
     try:
         _check_sizes(trainer, manifest)
         position = trainer.progress.epoch, trainer.progress.batches_done
+        _check_schedule(config, trainer, folder, position)
         recording = Recording(lines, _states_by_position(checkpoints, len(trainer.loader)))
         count = _step_count(trainer, lines) if steps is None else steps
         result = repeat_steps(trainer, recording, count)
@@ -278,6 +287,29 @@ def _check_sizes(trainer: Trainer, manifest: Mapping[str, Any]) -> None:
         )
 
 
+def _check_schedule(config: Config, trainer: Trainer, folder: Path, position: Position) -> None:
+    """Raises VerificationError if the steps were trained with other epochs, or another optimizer, than here.
+
+    A run may be resumed with others. Its ``config.yaml`` has those of its last start. Overrides of this
+    command are meant, and so they are no error.
+    """
+    start = read_start(folder / STARTS_FILE, *position)
+    if start is None:
+        return
+    keys = {EPOCHS_FACT: "Global.epochs", OPTIMIZER_FACT: "Optimizer"}
+    current = schedule_facts(trainer.run.facts)
+    recorded = {
+        name: start[1][name]
+        for name in current
+        if name in start[1] and not (name in keys and config.is_override(keys[name]))
+    }
+    if differences := differing_facts(recorded, current):
+        raise VerificationError(
+            f"the steps from epoch {position[0]}, iteration {position[1]} were trained with other settings "
+            f"than config.yaml has now: {'; '.join(differences)}; give the earlier ones by -o, or start later"
+        )
+
+
 def _states_by_position(checkpoints: Sequence[_Checkpoint], batches: int) -> dict[Position, Any]:
     """Returns the name of each checkpoint and a function that reads its weights, by position.
 
@@ -306,8 +338,10 @@ def _step_count(trainer: Trainer, lines: Mapping[Position, Any]) -> int:
 
 def _causes(trainer: Trainer, folder: Path, position: Position, manifest: Mapping[str, Any]) -> list[str]:
     """Returns the differences between the machine, code and data of the run and those here."""
-    own_start = read_start(trainer.output_dir / STARTS_FILE, *position)
-    assert own_start
+    own_file = trainer.output_dir / STARTS_FILE
+    own_start = read_start(own_file, *position)
+    if own_start is None:  # its warning is in the hidden log
+        raise VerificationError(f"{own_file} can't be written; set TMPDIR to a folder with space")
     current = own_start[1]
     start = read_start(folder / STARTS_FILE, *position)
     if start is None:  # an older version
@@ -316,7 +350,9 @@ def _causes(trainer: Trainer, folder: Path, position: Position, manifest: Mappin
         }
         recorded["processes"] = str(manifest["world_size"])
         return [*differing_facts(recorded, current), f"not known: the run has no {STARTS_FILE}"]
-    place, recorded = start
+    place = start[0]
+    schedule_names = schedule_facts(trainer.run.facts).keys()  # they are compared already
+    recorded = {name: value for name, value in start[1].items() if name not in schedule_names}
     if place != position:
         recorded.pop(WEIGHTS_FACT, None)
         batch = next(trainer.loader.epoch(*place), None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,12 +12,14 @@ from typing import Any
 from ppxcls.checkpoints.files import CheckpointError
 from ppxcls.checkpoints.progress import Progress
 from ppxcls.config.checks import ConfigError
+from ppxcls.config.figures import GROUP_PREFIX
 from ppxcls.config.paths import PATH_KEYS
 from ppxcls.config.yaml_values import read_yaml
 from ppxcls.system.logs import warn_once
 
 _FIXED_KEYS = ("Arch.", "Optimizer.name", "Global.seed")  # keys that must not change when a run resumes
 _START_KEYS = ("Global.checkpoints", "Global.allow_changes")  # options of one start, not of the run
+_LAYER_DECAY, _VERSION_OF_LAYER_DECAY = "Optimizer.layer_decay", "0.15.0"
 _PLACE_KEYS = ("image_root", "cls_label_path", "dataset.pack", "dataset.cache_dir", "Global.output_dir")
 _MACHINE_KEYS = (*_PLACE_KEYS, "dataset.cache_gb", "num_workers", "Global.device", "Global.checkpoints")
 
@@ -39,6 +42,7 @@ class RunFacts:
         started_from: weights file that the run started from; None for fresh weights.
         class_names: names of the network's classes, in the order of their ids; empty if there are none.
         best_metric: name of the figure that chooses ``best_model``; empty without evaluation.
+        eval_groups: SHA-256 of the groups of the evaluation list; empty without groups.
     """
 
     ppxcls: str
@@ -55,6 +59,7 @@ class RunFacts:
     class_names: Sequence[str] = ()
     eval_list: str = ""
     best_metric: str = ""
+    eval_groups: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the facts in the form that the manifest stores."""
@@ -120,6 +125,8 @@ def check_continues(manifest: Mapping[str, Any], facts: RunFacts, *, allow_chang
     other_changes = [text for text in changes.values() if text not in refused_changes]
     if previous_facts.eval_list != facts.eval_list:
         other_changes.append("another evaluation list: the best metric so far is not comparable")
+    elif previous_facts.eval_groups != facts.eval_groups and facts.best_metric.startswith(GROUP_PREFIX):
+        other_changes.append("other groups of the evaluation list: the best metric so far is not comparable")
     if refused_changes and not allow_changes:
         raise CheckpointError(
             f"the checkpoint can't be resumed because of changes: {'; '.join(refused_changes)} "
@@ -127,6 +134,18 @@ def check_continues(manifest: Mapping[str, Any], facts: RunFacts, *, allow_chang
         )
     for text in refused_changes + other_changes:
         warn_once(f"changed since the checkpoint: {text}")
+    if config.get(_LAYER_DECAY) is not None and _is_older(previous_facts.ppxcls, _VERSION_OF_LAYER_DECAY):
+        warn_once(
+            f"the checkpoint is of ppxcls {previous_facts.ppxcls}: since {_VERSION_OF_LAYER_DECAY}, "
+            f"{_LAYER_DECAY} counts other layers, so the run goes on with other learning rates"
+        )
+
+
+def _is_older(version: str, limit: str) -> bool:
+    """True if a version such as 0.14.1 is below another one; False if it is in another form."""
+    versions = [re.match(r"(\d{1,6})\.(\d{1,6})(?:\.(\d{1,6}))?", text) for text in (version, limit)]
+    numbers = [[int(digits or 0) for digits in match.groups()] for match in versions if match]
+    return len(numbers) == 2 and numbers[0] < numbers[1]
 
 
 def _is_unchanged(previous_config: Mapping[str, Any], config: Mapping[str, Any], key: str) -> bool:

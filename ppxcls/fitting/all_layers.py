@@ -27,6 +27,7 @@ from ppxcls.fitting.linear import accuracy_and_loss, mean_recall
 from ppxcls.fitting.plan import (
     MAX_TUNING_EPOCHS,
     USED_TIME_SHARE,
+    AllLayersChoice,
     Counts,
     Speeds,
     all_layers_choice,
@@ -34,10 +35,17 @@ from ppxcls.fitting.plan import (
     end_seconds,
     min_tuning_epochs,
 )
-from ppxcls.fitting.progress import FitProgress
+from ppxcls.fitting.progress import FitProgress, read_progress
 from ppxcls.fitting.request import Request
 from ppxcls.fitting.result import state_of, write_start
-from ppxcls.fitting.stage_results import ALL_LAYERS, AS_IT_IS, SECOND_TRAINING, TOO_LITTLE_TIME, StageResults
+from ppxcls.fitting.stage_results import (
+    ALL_LAYERS,
+    AS_IT_IS,
+    SECOND_TRAINING,
+    TOO_LITTLE_TIME,
+    StageResults,
+    taken_decision,
+)
 from ppxcls.fitting.training import EpochLimits, Training
 from ppxcls.fitting.yaml_files import (
     FEATURES_LIST,
@@ -106,7 +114,7 @@ class AllLayers:
         self._write_starts()
         limits = EpochLimits(
             min_epochs=1,
-            max_epochs=MAX_TUNING_EPOCHS,
+            max_epochs=self._progress.settings.epochs if self._request.whole else MAX_TUNING_EPOCHS,
             end_seconds=self._end_seconds(),
             again_share=self._counts.again_share * self._progress.settings.trains_again,
         )
@@ -134,7 +142,8 @@ class AllLayers:
             f"epoch {best['epoch']}",
             f"temperature {temperature:.3g}",
         ]
-        notes += [TOO_LITTLE_TIME] if decision == AS_IT_IS else []
+        if decision == AS_IT_IS and not self._request.whole:
+            notes.append(TOO_LITTLE_TIME)
         stage = FitStage(
             name=ALL_LAYERS,
             seconds=round(time.monotonic() - start, 1),
@@ -169,37 +178,14 @@ class AllLayers:
         decided_step = f"{ALL_LAYERS} decided"
         if decided_step in self._progress.finished_steps:
             return True
-        recall = self._results.recall_before(ALL_LAYERS)
-        if recall >= _HIGH_RECALL:
-            logger.info(
-                f"{ALL_LAYERS}: not trained, because {recall:.1%} of those that choose are right, "
-                "as a mean over the classes"
-            )
+        choice = self._choice_of_whole() if self._request.whole else self._own_choice()
+        if choice is None:
             return False
-        seconds_left = self._clock.left - self._end_seconds()
-        choice = all_layers_choice(
-            self._speeds, self._counts, USED_TIME_SHARE * seconds_left, is_good=recall >= _GOOD_RECALL
-        )
-        size, epochs = choice.size, choice.epochs
-        if not epochs:
-            stage_seconds = all_layers_seconds(
-                self._speeds,
-                self._counts,
-                size=size,
-                epochs=min_tuning_epochs(self._counts),
-                is_repeated=choice.is_repeated,
-            )
-            logger.info(
-                f"{ALL_LAYERS}: not trained, because it takes {stage_seconds / 60:.2g} min at {size} px, "
-                f"with {max(seconds_left, 0) / 60:.2g} min left"
-            )
-            return False
-        settings = self._progress.settings
         settings = replace(
-            settings,
-            size=size,
-            feature_size=size,
-            epochs=epochs,
+            self._progress.settings,
+            size=choice.size,
+            feature_size=choice.size,
+            epochs=choice.epochs,
             trains_again=choice.is_repeated,
         )
         self._progress.settings = settings
@@ -207,8 +193,63 @@ class AllLayers:
             self._yaml, train_yaml(settings, self._request.photos, self._request.output)
         )
         self._progress.finish(decided_step)
-        logger.info(f"{ALL_LAYERS}: {epochs} epochs at {size} px, with {seconds_left / 60:.2g} min left")
+        logger.info(
+            f"{ALL_LAYERS}: {choice.epochs} epochs at {choice.size} px, with {self._seconds_left / 60:.2g} "
+            "min left"
+        )
         return True
+
+    @property
+    def _seconds_left(self) -> float:
+        """Time for this stage, in seconds; negative if it is over."""
+        return self._clock.left - self._end_seconds()
+
+    def _choice_of_whole(self) -> AllLayersChoice | None:
+        """Returns the size and the epochs of the fit of all photographs, for a fold of it.
+
+        So the folds are trained like its result, whatever their clocks and their linear classifiers say.
+
+        Returns:
+            The choice; None if that result is the linear classifier.
+
+        Raises:
+            DataError: the progress of that fit is damaged.
+        """
+        whole = read_progress(self._request.whole, ()) if self._request.whole else None
+        if whole is None or not taken_decision(ALL_LAYERS, whole):
+            logger.info(
+                f"{ALL_LAYERS}: not trained, because the result of all photographs is a linear classifier"
+            )
+            return None
+        return AllLayersChoice(whole.settings.size, whole.settings.epochs, is_repeated=False)
+
+    def _own_choice(self) -> AllLayersChoice | None:
+        """Returns what the time allows; None if there is too little, or no need for this stage."""
+        recall = self._results.recall_before(ALL_LAYERS)
+        if recall >= _HIGH_RECALL:
+            logger.info(
+                f"{ALL_LAYERS}: not trained, because {recall:.1%} of those that choose are right, "
+                "as a mean over the classes"
+            )
+            return None
+        seconds_left = self._seconds_left
+        choice = all_layers_choice(
+            self._speeds, self._counts, USED_TIME_SHARE * seconds_left, is_good=recall >= _GOOD_RECALL
+        )
+        if choice.epochs:
+            return choice
+        stage_seconds = all_layers_seconds(
+            self._speeds,
+            self._counts,
+            size=choice.size,
+            epochs=min_tuning_epochs(self._counts),
+            is_repeated=choice.is_repeated,
+        )
+        logger.info(
+            f"{ALL_LAYERS}: not trained, because it takes {stage_seconds / 60:.2g} min at {choice.size} px, "
+            f"with {max(seconds_left, 0) / 60:.2g} min left"
+        )
+        return None
 
     def _write_starts(self) -> None:
         """Writes the weights to start from. Their last layer is linear classifiers at the evaluated size."""

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from ppxcls.build import EVALUATION
-from ppxcls.checkpoints.files import read_manifest
 from ppxcls.data.class_names import CLASS_NAMES_FILE
 from ppxcls.data.errors import DataError
 from ppxcls.data.groups import GROUPS_FILE, read_groups
@@ -176,7 +175,10 @@ def cross_validate(request: Request, progress: FitProgress, *, run_folder: Path,
             fold_progress.finish(FINISHED)
             progress.finish(f"fold {number}")
         runs.append(Path(short_path(config_of(fold, fold.output / TRAIN_YAML).run_folder)))
-    content = FoldFile(_deciding_figure(runs[0]), [_figures(run) for run in runs])
+    folds = [_figures(run) for run in runs]
+    config = config_of(request, request.output / TRAIN_YAML)
+    # Otherwise the first figure of the evaluation decides, as in a training.
+    content = FoldFile(config.Global.best_metric or next(iter(folds[0])), folds)
     rows = {"format": FORMAT, "figure": content.figure, "folds": content.folds}
     write_bytes(run_folder / FOLD_PREDICTIONS, _predictions(runs))
     write_text(run_folder / FOLDS, json_text(rows, indent=1, is_ascii=True) + "\n")
@@ -199,10 +201,6 @@ def _figures(run: Path) -> dict[str, float | None]:
         for name, value in values.items()
         if name not in _FACTS and (value is None or is_number(value)) and name != "checkpoint"
     }
-
-
-def _deciding_figure(run: Path) -> str:
-    return str(read_manifest(run / "best_model")["progress"]["best"]["metric"])
 
 
 def _predictions(runs: Sequence[Path]) -> bytes:

@@ -354,7 +354,7 @@ def _train_by_yaml(request: Request, progress: FitProgress, run_folder: Path, cl
     if "train" not in progress.finished_steps:
         limits = EpochLimits(
             min_epochs=MIN_EPOCHS_WITH_WEIGHTS if request.weights else MIN_EPOCHS,
-            max_epochs=MAX_EPOCHS,
+            max_epochs=progress.settings.epochs if request.whole else MAX_EPOCHS,
             end_seconds=_END_SECONDS,
         )
         training.run("train", request.output / TRAIN_YAML, limits=limits)

@@ -26,6 +26,13 @@ from ppxcls.system.output_paths import check_output_folder
 from ppxcls.system.paths import url_problem
 
 _RESUME_KEYS = ("Global.checkpoints=", "Global.allow_changes=")  # overrides that choose no setting
+# Keys of the place, the lists and the start of a training, which each fold has for itself.
+_KEYS_OF_FOLDS = (
+    "Global.output_dir",
+    "Global.checkpoints",
+    "Global.pretrained_model",
+    *(f"DataLoader.{part}.dataset.{key}" for part in ("Train", "Eval") for key in ("cls_label_path", "pack")),
+)
 # With weights, the choice is followed by a training on all photographs, so a larger share costs nothing.
 _VAL_SHARE_WITH_WEIGHTS = 0.2
 _FROM_SCRATCH = "none"  # value of --weights for a training from scratch
@@ -125,6 +132,7 @@ def checked_request(
         test_share = 0.0 if folds else DEFAULT_SHARES.test  # the folds judge already
     if folds:
         check_folds(folds)
+        _check_overrides_of_folds(overrides)
     if device:
         _check_device(device)
     if weights and importlib.util.find_spec(_SOLVER_PACKAGE) is None:
@@ -146,6 +154,21 @@ def checked_request(
         shares=Shares(val_share, test_share),
         folds=folds,
     )
+
+
+def _check_overrides_of_folds(overrides: Sequence[str]) -> None:
+    """Checks that no override gives all folds the same place, list or start.
+
+    Raises:
+        DataError: an override does so.
+    """
+    for override in overrides:
+        key = override.partition("=")[0].strip()
+        if any(f"{name}.".startswith(f"{key}.") for name in _KEYS_OF_FOLDS):
+            raise DataError(
+                f"with --folds, expected no override of {key}, because each fold needs its own place, lists "
+                "and start"
+            )
 
 
 def _checked_places(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from ppxcls.checkpoints.files import State
@@ -36,6 +37,17 @@ _NOTE_OF_SECOND_TRAINING = (
 )
 
 
+def taken_decision(name: str, progress: FitProgress) -> str | None:
+    """Returns the decision about a stage that was taken: ``SECOND_TRAINING`` or ``AS_IT_IS``; None otherwise.
+
+    Args:
+        name: name of the stage.
+        progress: progress of ``fit``.
+    """
+    decisions = (SECOND_TRAINING, AS_IT_IS)
+    return next((text for text in decisions if f"{name} {text}" in progress.finished_steps), None)
+
+
 class StageResults:
     """Decides which stages are taken, and writes their results.
 
@@ -62,8 +74,8 @@ class StageResults:
         all photographs, it knows fewer of them than the earlier result does. Then it must be clearly better.
 
         A stage that is repeated after a kill gets the same decision, because its files may be written. A fold
-        of a cross-validation is not trained again, because only its predictions of held-out photographs are
-        used.
+        of a cross-validation has a second stage only if that is the result of all photographs, so it is taken
+        here too. It is not trained again, because only the predictions of held-out photographs are used.
 
         Args:
             name: name of the stage.
@@ -74,16 +86,20 @@ class StageResults:
         Raises:
             DataError: the records of the earlier stages are missing or damaged.
         """
-        for decision in (SECOND_TRAINING, AS_IT_IS):
-            if f"{name} {decision}" in self._progress.finished_steps:
-                return decision
+        if earlier_decision := taken_decision(name, self._progress):
+            return earlier_decision
+        if self._request.whole:
+            return self._taken(name, AS_IT_IS) if all(map(math.isfinite, score)) else None
         figure = self._config().Global.best_metric
         if figure not in (None, "top1"):
             logger.info(f"{figure} has chosen the epoch; accuracy and loss compare the stages")
         is_better = is_better_score if has_time else is_clearly_better_score
         if not is_better(score, self.score_before(name), count):
             return None
-        decision = SECOND_TRAINING if has_time and not self._request.whole else AS_IT_IS
+        return self._taken(name, SECOND_TRAINING if has_time else AS_IT_IS)
+
+    def _taken(self, name: str, decision: str) -> str:
+        """Records the decision about a stage that is taken, and returns it."""
         self._progress.finish(f"{name} {decision}")
         return decision
 

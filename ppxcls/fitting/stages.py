@@ -98,7 +98,13 @@ class Stages:
         )
         held_out_state = self._classifiers.state_with(pair.held_out)
         state = self._classifiers.state_with(pair.whole)
-        self._results.take(stage, state, val_logits=pair.val_logits, held_out_state=held_out_state)
+        self._results.take(
+            stage,
+            state,
+            val_logits=pair.val_logits,
+            held_out_state=held_out_state,
+            is_trained_again=self._request.whole is None,
+        )
 
 
 def counts_of(lists: Path) -> Counts:

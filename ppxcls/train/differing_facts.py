@@ -9,6 +9,7 @@ _CONTENTS = {
     "code": "code of ppxcls",
     "plugins": "code of the plugins",
     "train_list": "training list",
+    "optimizer": "settings of the optimizer",
     "start_weights": "weights before the first step",
     "files": "files of the first images",
     "images": "pixels of the first images, after decoding and augmentation",

@@ -94,7 +94,11 @@ class Evaluation:
     @property
     def facts(self) -> dict[str, str]:
         """Facts about the evaluation that a checkpoint's manifest contains, as in ``RunFacts``."""
-        return {"eval_list": self.loader.dataset.labelled_digest(), "best_metric": self.deciding_figure}
+        return {
+            "eval_list": self.loader.dataset.labelled_digest(),
+            "eval_groups": self._group_figures.digest if self._group_figures else "",
+            "best_metric": self.deciding_figure,
+        }
 
     def larger_is_better(self, name: str) -> bool:
         """True if a larger value of ``name`` is better, as of all metrics but error rates and losses."""

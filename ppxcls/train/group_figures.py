@@ -7,6 +7,7 @@ added in the order of the list. So the figures do not depend on the number of pr
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 
@@ -24,6 +25,20 @@ _CLASSES_AT_ONCE = 64  # classes whose gathered scores are in memory; for 50,000
 _SMALLEST_SCORE = 1e-300  # float64; its logarithm is finite
 
 
+def groups_digest(groups: Array, labels: Array) -> str:
+    """Returns a SHA-256 of the groups of an evaluation.
+
+    Args:
+        groups: number of each image's group, as in ``GroupFigures``.
+        labels: label of each group.
+    """
+    digest = hashlib.sha256()
+    for numbers in (groups, labels):
+        digest.update(f"{len(numbers)}\n".encode())
+        digest.update(np.ascontiguousarray(numbers, np.int64).tobytes())
+    return digest.hexdigest()
+
+
 class GroupFigures:
     """Collects the logits of an evaluation, and computes the metrics of the groups.
 
@@ -38,6 +53,11 @@ class GroupFigures:
         self._labels = labels
         self._metrics = list(metrics)
         self._parts: list[tuple[Array, paddle.Tensor]] = []
+
+    @property
+    def digest(self) -> str:
+        """A digest of the groups and their labels."""
+        return groups_digest(self._groups, self._labels)
 
     def add(self, samples: Array, logits: paddle.Tensor) -> None:
         """Adds a batch.

@@ -15,9 +15,10 @@ import numpy as np
 import paddle
 from paddle import nn
 
-from ppxcls.checkpoints.compatibility import RunFacts
+from ppxcls.checkpoints.compatibility import RunFacts, flatten
 from ppxcls.checkpoints.progress import Progress
 from ppxcls.config.plugins import plugin_codes
+from ppxcls.config.yaml_values import read_yaml
 from ppxcls.data.dataset import Dataset
 from ppxcls.data.loader import Batch
 from ppxcls.models.classifier_part import state_tensors
@@ -31,6 +32,8 @@ from ppxcls.train.trackers import JsonLines
 _IMAGES = 16  # number of images whose content is recorded
 _MAX_FILE_BYTES = 1 << 24
 _MAX_FACT_CHARACTERS = 1 << 14
+_RATE_KEYS = ("Optimizer.", "Global.scale_lr", "Global.base_batch_size")
+EPOCHS_FACT, OPTIMIZER_FACT = "epochs", "optimizer"
 FILES_FACT, IMAGES_FACT, WEIGHTS_FACT = "files", "images", "start_weights"
 
 
@@ -52,8 +55,20 @@ def start_facts(facts: RunFacts, network: nn.Layer, batch: Batch, dataset: Datas
         "processes": str(facts.world_size),
         "plugins": code.hexdigest(),
         "train_list": facts.train_list,
+        **schedule_facts(facts),
         WEIGHTS_FACT: state_digest(to_numpy(state_tensors(network))),
         **image_facts(batch, dataset),
+    }
+
+
+def schedule_facts(facts: RunFacts) -> dict[str, str]:
+    """Returns the facts that decide about the optimizer's steps, and may change if a run is resumed."""
+    leaves = flatten(read_yaml(facts.config, "the config"))
+    settings = {key: value for key, value in leaves.items() if key.startswith(_RATE_KEYS)}
+    return {
+        EPOCHS_FACT: str(leaves.get("Global.epochs")),
+        "samples_per_step": str(facts.global_batch * facts.update_freq),
+        OPTIMIZER_FACT: hashlib.sha256(repr(sorted(settings.items())).encode()).hexdigest(),
     }
 
 

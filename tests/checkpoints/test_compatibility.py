@@ -15,6 +15,7 @@ import yaml
 
 import ppxcls
 from ppxcls.checkpoints import files
+from ppxcls.checkpoints.compatibility import RunFacts, check_continues
 from ppxcls.checkpoints.files import CheckpointError, read_checkpoint, read_state
 from tests.conftest import ROOT, SMALL_NETWORK, write_images
 
@@ -59,7 +60,7 @@ def test_a_checkpoint_of_0_2_0_is_continued(tmp_path: Path) -> None:
         assert len(saved) >= 4
         assert all(np.array_equal(a, b) for a, b in zip(saved, loaded, strict=True)), extension
     written = snapshot.manifest(trainer.run.facts.as_dict())
-    newer_keys = {"run", "started_from", "class_names", "best_metric"}
+    newer_keys = {"run", "started_from", "class_names", "best_metric", "eval_groups"}
     assert written.keys() - newer_keys == manifest.keys() - {"format", "parts"}
     assert written["progress"] == {**manifest["progress"], "improvement": {}, "stale_evaluations": 0}
 
@@ -144,3 +145,41 @@ def test_a_checkpoint_named_by_one_of_its_files_is_named_rightly_in_messages(tmp
     config = ppxcls.load_config(config_of(manifest, tmp_path), overrides)
     with pytest.raises(CheckpointError, match=r"step_5\.(pdparams|pdema) does not fit the model"):
         ppxcls.build_trainer(config)
+
+
+def facts(**keys: Any) -> RunFacts:
+    """Facts of a run without data."""
+    values = {"ppxcls": "0.15.0", "paddle": "3", "config": "{}", "train_list": "a", "samples": 1}
+    values |= {"global_batch": 1, "update_freq": 1, "steps_per_epoch": 1, "world_size": 1}
+    return RunFacts(**{**values, **keys})
+
+
+@pytest.mark.parametrize(
+    ("version", "layer_decay", "count"),
+    [
+        ("0.14.0", 0.5, 1),
+        ("0.9.12", 0.5, 1),
+        ("0.14.0", "null", 0),
+        ("0.15.0", 0.5, 0),
+        ("0.15.1.dev0", 0.5, 0),
+        ("unknown", 0.5, 0),
+    ],
+)
+def test_other_rates_of_layers_since_0_15_are_said(
+    version: str, layer_decay: Any, count: int, new_warnings: Callable[[], list[str]]
+) -> None:
+    now = facts(config=f"Optimizer: {{layer_decay: {layer_decay}}}")
+    check_continues({**now.as_dict(), "ppxcls": version}, now, allow_changes=False)
+    warnings = new_warnings()
+    assert len(warnings) == count
+    assert all(f"is of ppxcls {version}: since 0.15.0, Optimizer.layer_decay" in text for text in warnings)
+
+
+@pytest.mark.parametrize(("best_metric", "count"), [("group_AUC", 1), ("AUC", 0)])
+def test_other_groups_make_the_best_figure_not_comparable(
+    best_metric: str, count: int, new_warnings: Callable[[], list[str]]
+) -> None:
+    earlier, now = (facts(best_metric=best_metric, eval_groups=digest) for digest in ("b", "c"))
+    check_continues(earlier.as_dict(), now, allow_changes=False)
+    warnings = new_warnings()
+    assert ["other groups of the evaluation list" in text for text in warnings] == [True] * count

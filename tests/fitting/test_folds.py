@@ -17,7 +17,8 @@ from ppxcls.checkpoints.files import read_manifest
 from ppxcls.cli.verbs import VERBS
 from ppxcls.data.errors import DataError
 from ppxcls.fitting import all_layers, classifiers, cross_validation, stage_results
-from ppxcls.fitting.plan import Counts, Speeds, fold_seconds
+from ppxcls.fitting.plan import AllLayersChoice, Counts, Speeds, fold_seconds
+from ppxcls.fitting.training import EpochLimits
 from ppxcls.reports.fold_file import read_folds
 from tests.fitting import networks
 from tests.fitting.small_fits import OPTIONS, only_linear, photographs, records
@@ -132,22 +133,58 @@ def test_a_kill_at_any_place_changes_nothing(
         ppxcls.fit("photos", weights, **{**OPTIONS, "output": "killed"}, test_share=0.0)
 
 
-def test_all_layers_are_trained_in_each_fold_and_once_with_all_photographs(
-    weights: str, speeds: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("is_taken", [True, False])
+def test_folds_are_trained_like_the_result_of_all_photographs(
+    is_taken: bool, weights: str, speeds: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ppxcls.fitting.stage_results.is_better_score", lambda *_: True)
-    monkeypatch.setattr(all_layers, "all_layers_choice", lambda *_: (24, 1))
+    """The fit of all photographs alone chooses the size and the epochs, and takes the stage or not."""
+    monkeypatch.setattr("ppxcls.fitting.stage_results.is_better_score", lambda *_: is_taken)
+    monkeypatch.setattr("ppxcls.fitting.result._deciding_figure", lambda *_: "top1")  # as if AUC were NaN
+    choices = iter([AllLayersChoice(24, 1)])
+    monkeypatch.setattr(all_layers, "all_layers_choice", lambda *_, **__: next(choices))
+    again_shares: list[float] = []
+
+    def limits(**keys: Any) -> EpochLimits:
+        again_shares.append(keys["again_share"])
+        return EpochLimits(**keys)
+
+    monkeypatch.setattr(all_layers, "EpochLimits", limits)
     sizes = counted(monkeypatch)
-    run = ppxcls.fit("photos", weights, **OPTIONS, folds=2, overrides=["Global.epochs=1"])
-    assert sizes == [networks.SIZE, 26], "once for each size"
+    overrides = ["Global.epochs=1", "Metric.Eval=[{AUC: {}}, {TopkAcc: {topk: [1]}}]"]
+    run = ppxcls.fit("photos", weights, **OPTIONS, folds=2, overrides=overrides)
+    assert sizes == [networks.SIZE, 24], "once for each size"
     assert read_manifest(run / "best_model")["trained_on_eval_list"]
     for number in (1, 2):
         fold = Path(f"out/folds/fold_{number}") / networks.NAME
-        assert [stage.is_chosen for stage in records(fold)] == [True, True]
+        stages = [(stage.size, stage.is_chosen) for stage in records(fold)]
+        assert stages == [(networks.SIZE, True), *([(24, True)] if is_taken else [])]
         assert not read_manifest(fold / "best_model")["trained_on_eval_list"]
+        assert all("too little time" not in stage.choice for stage in records(fold))
+    assert again_shares[0] > 1
+    assert again_shares[1:] == [0, 0] * is_taken, "a fold is not trained again"
     content = read_folds(run / "folds.json")
     assert content
+    assert content.figure == "AUC"
     assert [fold["num_samples"] for fold in content.folds] == [15, 15]
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "Global.output_dir=x",
+        " Global.checkpoints =auto",
+        "Global.pretrained_model=x",
+        "DataLoader.Train.dataset.cls_label_path=x",
+        "DataLoader.Eval.dataset.pack=x",
+        "DataLoader.Train.dataset={}",
+    ],
+)
+def test_folds_share_no_place_lists_and_start(override: str, tmp_path: Path) -> None:
+    photographs(tmp_path / "photos", {"ant": 1})
+    key = override.partition("=")[0].strip()
+    with pytest.raises(DataError, match=f"^with --folds, expected no override of {key}, because"):
+        ppxcls.fit(tmp_path / "photos", "none", output=tmp_path / "out", folds=2, overrides=[override])
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.usefixtures("_registered_network")

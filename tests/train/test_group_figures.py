@@ -15,6 +15,8 @@ import yaml
 from sklearn import metrics as sklearn_metrics
 
 import ppxcls
+from ppxcls.build.data import build_loader
+from ppxcls.build.groups import evaluation_groups
 from ppxcls.config.checks import ConfigError
 from ppxcls.train.group_figures import GroupFigures
 from ppxcls.train.metrics import build_metrics
@@ -114,6 +116,29 @@ def test_an_evaluation_with_groups(tmp_path: Path, new_warnings: Callable[[], li
     text = ppxcls.report(trainer.output_dir).read_text()
     assert "<th>group_AUC ✓</th>" in text
     assert "Names with group_ mean groups of images" in text
+
+
+def test_processes_compare_their_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node without ``groups.csv``, or with another one, would leave the others alone in their sums."""
+    digests: list[str] = []
+    monkeypatch.setattr(
+        "ppxcls.build.groups.distributed.require_same",
+        lambda values: digests.append(values["groups of the evaluation list"]),
+    )
+    config = ppxcls.load_config(small_config(write_images(tmp_path, 4), tmp_path))
+    assert config.DataLoader
+    assert config.DataLoader.Eval
+    config.DataLoader.Eval.dataset["cls_label_path"] = str(tmp_path / "train_list.txt")
+    dataset = build_loader(config, "Eval", None).dataset
+    for first_group in ("", "a", "b"):
+        rows = [f"train/000{i}.png,{group}" for i, group in enumerate([first_group, "c", "b", first_group])]
+        if first_group:
+            (tmp_path / "groups.csv").write_text("\n".join(["image,group", *rows]))
+        groups = evaluation_groups(config, dataset)
+        expected = GroupFigures(*groups, []).digest if groups else ""
+        assert digests[-1] == expected
+    assert len(set(digests)) == 3
+    assert digests[0] == ""
 
 
 @pytest.mark.parametrize(
