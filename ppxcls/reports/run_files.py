@@ -165,7 +165,6 @@ def read_samples(file: Path, count: int) -> Samples | None:
         return None
     labels, predicted_ids = (np.array([row[i] for row in rows], np.int64) for i in (1, 2))
     scores, label_scores = (np.array([row[i] for row in rows], np.float64) for i in (3, 4))
-    runner_up_scores, temperatures = ([row[i] for row in rows] for i in (6, 7))
     return Samples(
         files=[row[0] for row in rows],
         labels=labels,
@@ -173,8 +172,8 @@ def read_samples(file: Path, count: int) -> Samples | None:
         scores=scores,
         label_scores=label_scores,
         top_ids=[row[5] for row in rows],
-        runner_up_scores=_array_of_all(runner_up_scores),
-        temperatures=_array_of_all(temperatures),
+        runner_up_scores=_array_of_all([row[6] for row in rows]),
+        temperatures=_array_of_all([row[7] for row in rows]),
     )
 
 
