@@ -352,11 +352,9 @@ def _train_by_yaml(request: Request, progress: FitProgress, run_folder: Path, cl
         _write_yaml_files(request, progress)
         progress.finish("find_lr")
     if "train" not in progress.finished_steps:
-        limits = EpochLimits(
-            min_epochs=MIN_EPOCHS_WITH_WEIGHTS if request.weights else MIN_EPOCHS,
-            max_epochs=progress.settings.epochs if request.whole else MAX_EPOCHS,
-            end_seconds=_END_SECONDS,
-        )
+        min_epochs = MIN_EPOCHS_WITH_WEIGHTS if request.weights else MIN_EPOCHS
+        max_epochs = progress.settings.epochs if request.whole else MAX_EPOCHS
+        limits = EpochLimits(min_epochs=min_epochs, max_epochs=max_epochs, end_seconds=_END_SECONDS)
         training.run("train", request.output / TRAIN_YAML, limits=limits)
         progress.finish("train")
 
