@@ -7,6 +7,7 @@ import shlex
 
 import ppxcls
 from ppxcls import cli
+from ppxcls.system.supervisor import host_problem
 
 
 def run_tune(parser: argparse.ArgumentParser) -> None:
@@ -41,6 +42,12 @@ def run_tune(parser: argparse.ArgumentParser) -> None:
         "'--gpus 0,1'",
     )
     arguments = cli.parse_with_config(parser)
+    try:
+        launcher = shlex.split(arguments.launch)
+    except ValueError as error:  # such as a quote without its end
+        parser.error(f"--launch {arguments.launch!r}: {error}")
+    if problem := host_problem(launcher):
+        parser.error(problem)
     cli.read_config(arguments)
     result = ppxcls.tune(
         arguments.config,
@@ -49,7 +56,7 @@ def run_tune(parser: argparse.ArgumentParser) -> None:
         hours=arguments.hours,
         output=arguments.output,
         overrides=arguments.override,
-        launcher=shlex.split(arguments.launch),
+        launcher=launcher,
         seed=arguments.seed,
         prune=not arguments.no_prune,
         trust=arguments.trust,

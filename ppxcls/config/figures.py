@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 from ppxcls.config.checks import ConfigError, unknown_word_message
@@ -126,12 +126,25 @@ def _evaluation_figures(config: Config, class_num: int) -> list[str]:
 def deciding_figure(config: Config) -> tuple[str, bool]:
     """Returns the figure that chooses ``best_model``, and True if a larger one is better."""
     class_num = class_num_of(config) or 1
-    losses = _loss_names(config)
     figure = config.Global.best_metric or _evaluation_figures(config, class_num)[0]
-    smaller_is_better = {
-        name for metric in _evaluation_metrics(config, class_num)[1] for name in metric.smaller_is_better
-    }
-    return figure, figure not in {*losses, *smaller_is_better}
+    metrics = _evaluation_metrics(config, class_num)[1]
+    return figure, is_larger_better(figure, losses=_loss_names(config), metrics=metrics)
+
+
+def is_larger_better(figure: str, *, losses: Container[str], metrics: Iterable[Any]) -> bool:
+    """True if a larger value of a figure is better, as of all but losses and error rates.
+
+    Args:
+        figure: name of the figure, which may be one of groups of images.
+        losses: names of the losses of the evaluation.
+        metrics: metrics of the evaluation.
+    """
+    smaller_is_better = {name for metric in metrics for name in metric.smaller_is_better}
+    return (
+        figure not in losses
+        and figure not in smaller_is_better
+        and figure.removeprefix(GROUP_PREFIX) not in smaller_is_better
+    )
 
 
 def _duplicate(block: Block, name: str) -> ConfigError:

@@ -26,6 +26,7 @@ def write_comparison(
     folders: Sequence[str | Path],
     file: Path | None = None,
     *,
+    folder: Path = Path(),
     trust: bool = False,
     notes: Sequence[str] = (),
 ) -> Path:
@@ -33,7 +34,9 @@ def write_comparison(
 
     Args:
         folders: run folders.
-        file: path of the page, which may be a link or a device; None for ``comparison.html``.
+        file: path of the page that the user names, which may be a link or a device; None for
+            ``comparison.html``, which replaces a link of this name.
+        folder: folder of ``comparison.html``.
         trust: True to run the plugins that the runs name; see ``load_config``.
         notes: sentences to show above the results.
 
@@ -79,7 +82,7 @@ def write_comparison(
     }
     text = render("compare.html.j2", page)
     if file is None:
-        file = Path(COMPARISON)
+        file = folder / COMPARISON
         write_text(file, text)
     else:
         write_output(file, text)

@@ -11,7 +11,7 @@ from ppxcls.config.checks import ConfigError
 from ppxcls.data.errors import DataError
 from ppxcls.reports import BALANCE, CARD, CURVES, REPORT, RESULTS
 from ppxcls.reports.card import MARK, model_card
-from ppxcls.reports.comparison import COMPARISON, write_comparison
+from ppxcls.reports.comparison import write_comparison
 from ppxcls.reports.curves import draw_balance, draw_curves, has_missing_characters
 from ppxcls.reports.evaluation_content import evaluation_content
 from ppxcls.reports.losses import loss_differences
@@ -66,8 +66,6 @@ def report(
 
 def _report_of_studies(folders: Sequence[str | Path], output: str | Path | None, *, trust: bool) -> Path:
     """Writes the comparison of the trials of studies, and of single runs, as ``report``."""
-    if len(folders) == 1 and output is None:
-        output = Path(folders[0]) / COMPARISON
     runs: list[str | Path] = []
     notes = []
     for folder in folders:
@@ -77,8 +75,9 @@ def _report_of_studies(folders: Sequence[str | Path], output: str | Path | None,
         else:
             runs.append(folder)
     file = None if output is None else Path(output)
+    place = Path(folders[0]) if len(folders) == 1 else Path()
     try:
-        return write_comparison(runs, file, trust=trust, notes=notes)
+        return write_comparison(runs, file, folder=place, trust=trust, notes=notes)
     except ReportError as error:
         raise DataError(str(error)) from None
 

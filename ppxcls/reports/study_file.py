@@ -174,6 +174,8 @@ def _checked_study(content: dict[str, Any]) -> Study:
     """Returns a study from JSON. Raises ValueError, TypeError or KeyError if a value is invalid."""
     trials = content.pop("trials")
     study = Study(**content)
+    if not isinstance(study.ranges, dict) or not isinstance(trials, list):
+        raise TypeError
     texts = [study.metric, study.config, *study.ranges, *study.ranges.values()]
     is_valid = all(isinstance(text, str) and len(text) <= _MAX_BYTES for text in texts)
     is_valid &= isinstance(study.larger_is_better, bool) and is_count(study.seed)
@@ -181,14 +183,19 @@ def _checked_study(content: dict[str, Any]) -> Study:
     if not is_valid:
         raise TypeError
     study.trials = [_checked_trial(trial, study) for trial in trials]
+    if any(trial.state == IN_PROGRESS for trial in study.trials[:-1]):
+        raise ValueError("a trial that is not the last one is in progress")
     return study
 
 
 def _checked_trial(content: dict[str, Any], study: Study) -> Trial:
     trial = Trial(**content)
+    if not isinstance(trial.parameters, dict) or not isinstance(trial.figures, dict):
+        raise TypeError
     numbers = [*trial.parameters.values(), *trial.figures.values()]
     is_valid = trial.parameters.keys() == study.ranges.keys() and content.keys() == _TRIAL_KEYS
     is_valid &= trial.state in (IN_PROGRESS, COMPLETE, PRUNED, FAILED)
+    is_valid &= trial.state not in (COMPLETE, PRUNED) or len(trial.figures) > 0
     is_valid &= isinstance(trial.reason, str) and len(trial.reason) <= _MAX_TEXT_LENGTH
     is_valid &= all(is_number(number) and math.isfinite(number) for number in numbers)
     is_valid &= len(trial.figures) <= _MAX_EPOCHS and all(map(_EPOCH.fullmatch, map(str, trial.figures)))

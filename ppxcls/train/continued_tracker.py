@@ -48,9 +48,14 @@ class ContinuedTracker(Tracker):
         """The tracker's folder in the folder of the run."""
         return self._run_folder / self.files[0]
 
+    @property
+    def run_name(self) -> str:
+        """The name of the run in the program: its folder, because its last part is the network's name."""
+        return str(self._run_folder)
+
     @abstractmethod
     def open_run(self, run_id: str | None, settings: Mapping[str, Any]) -> str:
-        """Opens a run in the program, and returns its id there.
+        """Opens a run in the program, and returns its id there, which is another one for a new run.
 
         Args:
             run_id: id of the run to continue; None for a new run.
@@ -78,14 +83,14 @@ class ContinuedTracker(Tracker):
         """
         make_own_folder(self.home)
         run_id = self._read() if progress.step else None
-        if run_id is None:
-            self._last_lines = {}
         try:
             self._id = self.open_run(run_id, self._settings())
             self._is_open = True
         except Exception as error:  # a program of others may raise any error
             self._give_up(error)
             return
+        if self._id != run_id:
+            self._last_lines = {}
         self._write()
 
     def log(self, kind: str, place: dict[str, int], figures: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from paddle import nn
 from paddle.nn import functional
 
 from ppxcls.calibration.fit import FittedCalibration, fitted_calibration
-from ppxcls.config.figures import GROUP_PREFIX
+from ppxcls.config.figures import is_larger_better
 from ppxcls.data.device import ModelInput, to_device
 from ppxcls.data.loader import Batch, Loader
 from ppxcls.system import distributed
@@ -102,12 +102,7 @@ class Evaluation:
 
     def larger_is_better(self, name: str) -> bool:
         """True if a larger value of ``name`` is better, as of all metrics but error rates and losses."""
-        smaller_is_better = {name for metric in self._metrics for name in metric.smaller_is_better}
-        return name not in {
-            *self._loss.names,
-            *smaller_is_better,
-            *(f"{GROUP_PREFIX}{figure}" for figure in smaller_is_better),
-        }
+        return is_larger_better(name, losses=self._loss.names, metrics=self._metrics)
 
     def __call__(self, network: nn.Layer, batches: Iterable[Batch]) -> dict[str, float]:
         """Evaluates a network.

@@ -49,7 +49,7 @@ class SwanLab(ContinuedTracker):
             project=self._project,
             mode=self._mode,
             log_dir=str(self.home),
-            name=self._run_folder.name,
+            name=self.run_name,
             config=dict(settings),
             **continuing,
         )

@@ -53,7 +53,7 @@ class WandB(ContinuedTracker):
             dir=str(self._run_folder),
             id=run_id,
             resume="allow" if run_id else None,
-            name=str(self._run_folder),
+            name=self.run_name,
             config=dict(settings),
             # W&B would read the output of the process, and explain itself in many lines.
             settings=self._wandb.Settings(console="off", silent=True),

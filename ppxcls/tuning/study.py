@@ -42,7 +42,7 @@ from ppxcls.tuning.study_checks import check_request, check_values, continued_st
 from ppxcls.tuning.suggestions import Suggestion, require_optuna
 
 STUDY_FOLDER = "tune"  # in Global.output_dir
-BEST_CONFIG, OUTPUT, _LOCK = "best.yaml", "output.log", "tune.lock"
+BASE_CONFIG, BEST_CONFIG, OUTPUT, _LOCK = "study.yaml", "best.yaml", "output.log", "tune.lock"
 _PROGRAM = str(Path(__file__).resolve().parents[1] / "__main__.py")
 _ADVICE = "the same command continues the study"
 _RESUME = "Global.checkpoints=auto"
@@ -81,8 +81,10 @@ class _Search:
     """A search in progress.
 
     Attributes:
-        file: YAML or run folder.
-        overrides: overrides of the command.
+        file: YAML of the study, with the overrides of the command. The user's YAML is not read again, because
+            it may be edited while the study runs.
+        overrides: overrides of the command. They are given again to each trial, because some keys mean more
+            on a command line.
         ranges: ranges of the searched keys.
         folder: folder of the study.
         study: its trials.
@@ -92,7 +94,7 @@ class _Search:
         end_time: time on the monotonic clock at which the search ends.
     """
 
-    file: str | Path
+    file: Path
     overrides: Sequence[str]
     ranges: list[SearchRange]
     folder: Path
@@ -170,16 +172,18 @@ def tune(
     make_own_folder(folder)
     with _only_study_in(folder):
         search = _Search(
-            file=config,
+            file=folder.resolve() / BASE_CONFIG,
             overrides=overrides,
             ranges=search_ranges,
             folder=folder.resolve(),
-            study=continued_study(folder, study),
+            study=continued_study(folder, study, search_ranges),
             launcher=launcher,
             is_pruned=prune,
             has_trust=trust,
             end_time=start_time + 3600 * (hours or math.inf),
         )
+        head = "# Written by ppxcls tune: the config of all trials, without the values that are searched.\n"
+        write_text(search.file, head + base_config.to_yaml(has_absolute_paths=True))
         with search.signals.noted():
             _run_trials(search, trials)
         return _result(search)
@@ -207,13 +211,16 @@ def _run_trials(search: _Search, count: int) -> None:
         logger.info(f"{search.folder} is continued: {finished_count} of {count} trials are finished")
     number = finished_count + 1
     while number <= count:
+        if search.signals.received:  # while a trial ended by itself, or between two trials
+            raise Preempted(f"stopped by {search.signals.received} before trial {number}", _ADVICE)
         end = _run_trial(search, number, count)
+        saved = ", which has saved" if end.has_saved else ""
         if end.cause == trial_process.TIME_OVER:
-            logger.info(f"the time is over: trial {number} has saved; {_ADVICE}")
+            logger.info(f"the time is over in trial {number}{saved}; {_ADVICE}")
             return
         if trials[number - 1].state == IN_PROGRESS:
             signal = search.signals.received or "a signal to its process"
-            raise Preempted(f"stopped by {signal} in trial {number}, which has saved", _ADVICE)
+            raise Preempted(f"stopped by {signal} in trial {number}{saved}", _ADVICE)
         number += 1
 
 

@@ -11,6 +11,7 @@ from ppxcls.config.early_stop_checks import reason_for_no_evaluation
 from ppxcls.config.figures import deciding_figure
 from ppxcls.config.load import load_config
 from ppxcls.config.sections import Config
+from ppxcls.config.values_of_runs import export_folder_of, images_of
 from ppxcls.data.errors import DataError
 from ppxcls.reports.study_file import STUDY_FILE, Study, read_study
 from ppxcls.system.environment import launched_world_size
@@ -53,11 +54,14 @@ def check_values(
         The figure that decides, and True if a larger one is better.
 
     Raises:
-        ConfigError: a value is invalid, a key is one that the study sets, or a value changes what is
-            compared.
+        ConfigError: a value is invalid, a key is one that the study sets, a value changes what is
+            compared, or the config of a run that this user doesn't trust names a folder outside of the run.
     """
     if reason := reason_for_no_evaluation(base_config):
         raise ConfigError(f"tune compares the evaluations of the trials, but {reason}")
+    # The trials are the user's own runs, even if this config is a stranger's, so its folders are checked now.
+    export_folder_of(base_config)
+    images_of(base_config)
     figure = deciding_figure(base_config)
     for item in ranges:
         for key in _OWN_KEYS:
@@ -74,11 +78,16 @@ def check_values(
     return figure
 
 
-def continued_study(folder: Path, study: Study) -> Study:
+def continued_study(folder: Path, study: Study, ranges: Sequence[SearchRange]) -> Study:
     """Returns the earlier study of a folder if it is the same search, or the new study.
 
+    Args:
+        folder: folder of the study.
+        study: new study.
+        ranges: ranges of the searched keys.
+
     Raises:
-        DataError: the folder has the trials of another search.
+        DataError: the folder has the trials of another search, or a trial has a value outside of its range.
     """
     earlier_study = read_study(folder)
     if earlier_study is None:
@@ -97,4 +106,7 @@ def continued_study(folder: Path, study: Study) -> Study:
             raise DataError(
                 f"{folder} has a study with another {words}; repeat its command, or give another --output"
             )
+    for number, trial in enumerate(earlier_study.trials, 1):
+        if not all(item.has(trial.parameters[item.key]) for item in ranges):
+            raise DataError(f"{folder / STUDY_FILE}: trial {number} has a value outside of its range")
     return earlier_study

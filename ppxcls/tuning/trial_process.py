@@ -38,6 +38,11 @@ class TrialEnd:
     code: int
     cause: str
 
+    @property
+    def has_saved(self) -> bool:
+        """True if the training has ended after a save, not before it began to note signals."""
+        return self.code != -signal.SIGTERM
+
 
 class EvaluationLines:
     """The evaluations in a ``metrics.jsonl`` to which a run appends.

@@ -46,6 +46,10 @@ globalThis.Blob = class { constructor(content) { texts.push(content.join("")); }
 globalThis.URL = {createObjectURL: () => "blob:"};
 (0, eval)(page.script);
 const values = figures.map(figure => figure.querySelector(".right").value);
+figures.forEach(figure => {
+  const drop = figure.querySelector(".drop");
+  for (const isChecked of [true, false]) { drop.checked = isChecked; drop.onchange(); }
+});
 parts.corrections.onclick();
 const states = [parts["corrections-state"].textContent];
 page.ticks.forEach((tick, i) => {

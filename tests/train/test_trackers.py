@@ -115,6 +115,7 @@ class Calls:
         self.points: dict[str, list[tuple[str, int, float]]] = {}
         self.settings: dict[str, dict[str, Any]] = {}
         self.modes: list[str] = []
+        self.names: list[str] = []
         self.is_open = False
         self.error: Exception | None = None
 
@@ -155,6 +156,7 @@ class Calls:
             settings: Any,
         ) -> Any:
             self.modes.append(mode)
+            self.names.append(name)
             assert (id is None) == (resume is None)
             return self.run(self.open(id, config))
 
@@ -174,6 +176,7 @@ class Calls:
             resume: str | None = None,
         ) -> Any:
             self.modes.append(mode)
+            self.names.append(name)
             return self.run(self.open(id, config))
 
         module = ModuleType("swanlab")
@@ -182,6 +185,9 @@ class Calls:
 
     def mlflow(self) -> ModuleType:
         calls = self
+
+        class MlflowException(Exception):
+            error_code = "RESOURCE_DOES_NOT_EXIST"
 
         class MlflowClient:
             def __init__(self, tracking_uri: str) -> None:
@@ -194,10 +200,13 @@ class Calls:
                 return "7"
 
             def create_run(self, experiment_id: str, run_name: str) -> Any:
+                calls.names.append(run_name)
                 return SimpleNamespace(info=SimpleNamespace(run_id=calls.open(None, {})))
 
             def update_run(self, run_id: str, status: str) -> None:
                 assert status == "RUNNING"
+                if run_id not in calls.points:
+                    raise MlflowException("no such run")
                 calls.open(run_id, {})
 
             def log_batch(self, run_id: str, metrics: Any = (), params: Any = ()) -> None:
@@ -210,8 +219,10 @@ class Calls:
                 calls.close()
 
         module, entities = ModuleType("mlflow"), ModuleType("mlflow.entities")
+        exceptions = ModuleType("mlflow.exceptions")
         entities.__dict__.update(Metric=lambda *values: values, Param=lambda *values: values)
-        module.__dict__.update(MlflowClient=MlflowClient, entities=entities)
+        exceptions.__dict__.update(MlflowException=MlflowException)
+        module.__dict__.update(MlflowClient=MlflowClient, entities=entities, exceptions=exceptions)
         return module
 
 
@@ -225,6 +236,7 @@ def calls(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ca
     monkeypatch.setitem(sys.modules, request.param, module)
     if request.param == "mlflow":
         monkeypatch.setitem(sys.modules, "mlflow.entities", module.entities)
+        monkeypatch.setitem(sys.modules, "mlflow.exceptions", module.exceptions)
     for name in ("MLFLOW_TRACKING_URI", "WANDB_MODE", "SWANLAB_MODE"):
         monkeypatch.delenv(name, raising=False)
     for name in ("MLFLOW_DISABLE_TELEMETRY", "WANDB_ERROR_REPORTING"):
@@ -253,6 +265,29 @@ def test_a_resumed_run_has_each_step_once(small: Callable[..., Path], calls: Cal
     assert float(settings["Optimizer.lr.learning_rate"]) == 0.02
     train(file)  # a new run
     assert len(calls.points) == 2
+    assert set(calls.names) == {str(folder)}
+
+
+@pytest.mark.parametrize("calls", ["mlflow"], indirect=True)
+def test_another_address_gets_a_new_run(
+    tmp_path: Path, calls: Calls, new_warnings: Callable[[], list[str]]
+) -> None:
+    """It has all lines from the step at which the run resumes. Later starts continue it."""
+
+    def start(first_step: int) -> None:
+        tracker = ppxcls.TRACKERS.components()["MLflow"](folder=tmp_path)
+        tracker.start(Progress(step=first_step))
+        for step in range(first_step, 4):
+            tracker.log("train", {"epoch": 1, "iter": step, "step": step}, {"loss": 1.0})
+        tracker.close()
+
+    start(0)
+    calls.points = {"another": []}
+    calls.settings = {}
+    start(2)
+    assert "MLflow has no run run0 at this address: it gets a new run" in new_warnings()
+    start(1)
+    assert calls.points == {"another": [], "run1": [("train/loss", 2, 1.0), ("train/loss", 3, 1.0)]}
 
 
 @pytest.mark.parametrize("calls", PROGRAMS, indirect=True)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,10 +18,13 @@ from typing import Any
 import pytest
 
 import ppxcls
+from ppxcls.cli import parser_for
+from ppxcls.cli.verbs import VERBS
+from ppxcls.config.load import RUN_CONFIG_HEADER
 from ppxcls.reports.study_file import read_study, runs_of_study
 from ppxcls.system.sealed_json import sealed
 from ppxcls.tuning import study, trial_process
-from tests.conftest import ROOT, run_tool
+from tests.conftest import ROOT, SMALL_NETWORK, run_tool
 
 pytest.importorskip("optuna", reason="Optuna is not installed")
 RATE = "Optimizer.lr.learning_rate"
@@ -36,7 +41,9 @@ class Trainings:
         commands: words of the commands.
         codes: exit code by the number of the start, from 1; others are 0.
         ends: cause by the number of the start, for a training that saves and ends before its first epoch.
+        end_code: exit code of such a training.
         interrupted_start: start after which a Ctrl-C is received; 0 for none.
+        signalled_start: start at whose end SIGTERM is received; 0 for none.
     """
 
     def __init__(self) -> None:
@@ -44,7 +51,9 @@ class Trainings:
         self.commands: list[Sequence[str]] = []
         self.codes: dict[int, int] = {}
         self.ends: dict[int, str] = {}
+        self.end_code = 75
         self.interrupted_start = 0
+        self.signalled_start = 0
         self.figure: Callable[[float, int], float] = lambda rate, epoch: (
             1 - abs(math.log10(rate) + 2) / 4 + epoch / 100
         )
@@ -65,7 +74,7 @@ class Trainings:
         self.commands.append(words)
         start = len(self.rates)
         if start in self.ends:
-            return trial_process.TrialEnd(75, self.ends[start])
+            return trial_process.TrialEnd(self.end_code, self.ends[start])
         if self.codes.get(start):
             output.write_text("a line\nerror: the loss is not finite\n")
             return trial_process.TrialEnd(self.codes[start], "")
@@ -74,6 +83,8 @@ class Trainings:
                 return trial_process.TrialEnd(75, trial_process.WORSE)
             if start == self.interrupted_start and epoch == 3:
                 raise KeyboardInterrupt
+        if start == self.signalled_start:
+            os.kill(os.getpid(), signal.SIGTERM)
         return trial_process.TrialEnd(0, "")
 
 
@@ -137,9 +148,11 @@ def test_the_best_trial_is_the_result(file: Path, tmp_path: Path, trainings: Tra
     assert all("Global.seed=7" in words for words in trainings.commands)
 
 
-def test_a_smaller_loss_is_better(file: Path, trainings: Trainings) -> None:
-    result = ppxcls.tune(file, [RANGE], trials=6, overrides=["Global.best_metric=loss"], prune=False)
-    assert result.metric == "loss"
+@pytest.mark.parametrize("metric", ["loss", "EER", "group_EER"])
+def test_a_smaller_error_is_better(metric: str, file: Path, trainings: Trainings) -> None:
+    overrides = [f"Global.best_metric={metric}", "Arch.class_num=2", "Metric.Eval=[{TopkAcc: {}}, {EER: {}}]"]
+    result = ppxcls.tune(file, [RANGE], trials=6, overrides=overrides, prune=False)
+    assert result.metric == metric
     distances = [abs(math.log10(rate) + 2) for rate in trainings.rates]
     assert distances[result.trial - 1] == max(distances)
     assert result.counts["complete"] == 6
@@ -155,6 +168,64 @@ def test_a_stopped_trial_is_continued(file: Path, trainings: Trainings) -> None:
     assert result.counts == {"complete": 1, "pruned": 0, "failed": 0, "in progress": 1}
     assert ppxcls.tune(file, [RANGE], trials=2).counts["complete"] == 2
     assert trainings.rates[1:] == [trainings.rates[1]] * 4
+
+
+def test_a_signal_between_two_trials_starts_no_other(file: Path, trainings: Trainings) -> None:
+    trainings.signalled_start = 2
+    with pytest.raises(ppxcls.Preempted, match="stopped by SIGTERM before trial 3; the same command"):
+        ppxcls.tune(file, [RANGE], trials=3)
+    assert len(trainings.rates) == 2
+    assert ppxcls.tune(file, [RANGE], trials=2).counts["complete"] == 2
+
+
+def test_a_signal_before_the_training_has_saved_nothing(file: Path, trainings: Trainings) -> None:
+    trainings.ends = {1: trial_process.STOPPED}
+    trainings.end_code = -signal.SIGTERM
+    with pytest.raises(ppxcls.Preempted, match="stopped by .* in trial 1; the same command continues"):
+        ppxcls.tune(file, [RANGE], trials=1)
+
+
+def test_a_yaml_that_is_edited_changes_no_trial(
+    file: Path, tmp_path: Path, trainings: Trainings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The YAML has a base and a relative path, which mean the same in the study's folder."""
+    (tmp_path / "yamls/images").mkdir(parents=True)
+    child = tmp_path / "yamls/child.yaml"
+    dataset = "DataLoader: {Train: {dataset: {image_root: images}}}"
+    child.write_text(f"base: ../{file.name}\nGlobal: {{seed: 3}}\n{dataset}\n")
+    overrides = ["Global.output_dir=study"]
+    monkeypatch.chdir(tmp_path)
+    before = ppxcls.load_config(child, overrides).to_yaml(has_absolute_paths=True)
+    assert f"image_root: {tmp_path}/yamls/images\n" in before
+    edited: list[float] = []
+
+    def edit(rate: float, epoch: int) -> float:
+        child.write_text("base: photographs\n")
+        edited.append(rate)
+        return rate
+
+    trainings.figure = edit
+    result = ppxcls.tune(child, [RANGE], trials=3, overrides=overrides)
+    assert len(edited) > 3
+    for words in trainings.commands:
+        path = words[words.index("-c") + 1]
+        assert ppxcls.load_config(path).to_yaml(has_absolute_paths=True) == before
+    config = ppxcls.load_config(result.config)
+    assert (config.Global.seed, config.Global.epochs) == (3, EPOCHS)
+    with pytest.raises(ppxcls.DataError, match="another config or overrides"):
+        ppxcls.tune(child, [RANGE], trials=3, overrides=overrides)
+
+
+def test_a_strangers_run_chooses_no_folder(file: Path, tmp_path: Path, trainings: Trainings) -> None:
+    """The runs of the trials are the user's own, so they would be trusted to write there."""
+    run = tmp_path / "downloads/SmallNetwork"
+    run.mkdir(parents=True)
+    config = ppxcls.load_config(file, [f"Global.save_inference_dir={tmp_path}/home"])
+    (run / "config.yaml").write_text(RUN_CONFIG_HEADER + config.to_yaml(is_run=True))
+    with pytest.raises(ppxcls.ConfigError, match="a folder to write to that is not in the run's folder"):
+        ppxcls.tune(run, [RANGE], trials=1)
+    result = ppxcls.tune(run, [RANGE], trials=1, overrides=["Global.save_inference_dir=inference"])
+    assert result.folder == (tmp_path / "downloads/tune").resolve()
 
 
 def test_failed_trials_dont_end_the_study(file: Path, trainings: Trainings) -> None:
@@ -252,6 +323,15 @@ def test_a_strangers_study_is_checked(file: Path, trainings: Trainings) -> None:
         {"trials": [{**content["trials"][0], "state": "good"}]},
         {"trials": [{**content["trials"][0], "figures": {"x": 1.0}}]},
         {"trials": [{**content["trials"][0], "parameters": {}}]},
+        {"trials": [{**content["trials"][0], "parameters": []}]},
+        {"trials": [{**content["trials"][0], "figures": []}]},
+        {"trials": [{**content["trials"][0], "figures": {}}]},
+        {"trials": [{**content["trials"][0], "state": "in progress"}, content["trials"][0]]},
+        {"trials": [{**content["trials"][0], "state": []}]},
+        {"trials": [3]},
+        {"trials": {}},
+        {"ranges": [RATE]},
+        {"metric": []},
         {"trials": 3},
         {"seed": "0"},
         {"format": 99},
@@ -260,12 +340,88 @@ def test_a_strangers_study_is_checked(file: Path, trainings: Trainings) -> None:
         (folder / "study.json").write_text(json.dumps(sealed({**content, **changes})))
         with pytest.raises(ppxcls.DataError, match="not the study of ppxcls tune"):
             read_study(folder)
+    trial = {**content["trials"][0], "parameters": {RATE: 0.2}}
+    (folder / "study.json").write_text(json.dumps(sealed({**content, "trials": [trial]})))
+    with pytest.raises(ppxcls.DataError, match=r"study\.json: trial 1 has a value outside of its range"):
+        ppxcls.tune(file, [RANGE], trials=2)
     (folder / "study.json").write_text(json.dumps({**content, "sha256": "0"}))
     with pytest.raises(ppxcls.DataError, match="its digest is wrong"):
         ppxcls.tune(file, [RANGE], trials=1)
     (folder / "study.json").unlink()
     with pytest.raises(ppxcls.DataError, match=r"has trials, but no study\.json"):
         ppxcls.tune(file, [RANGE], trials=1)
+
+
+@pytest.mark.parametrize("index", [9, -1, 0.5])
+def test_an_index_that_is_no_choice_is_one_line(file: Path, trainings: Trainings, index: float) -> None:
+    ranges = [f"{BATCH}=choice(2,4)", RANGE]
+    folder = ppxcls.tune(file, ranges, trials=1).folder
+    content = json.loads((folder / "study.json").read_text())
+    del content["sha256"]
+    content["trials"][0]["parameters"][BATCH] = index
+    (folder / "study.json").write_text(json.dumps(sealed(content)))
+    with pytest.raises(ppxcls.DataError, match="trial 1 has a value outside of its range"):
+        ppxcls.tune(file, ranges, trials=2)
+
+
+def verb(words: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs ``ppxcls ...`` in this process."""
+    program, name, *rest = words
+    assert program == "ppxcls"
+    monkeypatch.setattr(sys, "argv", [f"ppxcls {name}", *rest])
+    VERBS[name].function(parser_for(VERBS[name].description))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--gpus '0", 'error: --launch "--gpus \'0": No closing quotation'),
+        ("--nnodes 2", "this host's name resolves to 127.0.0.1, so the other nodes can't reach it"),
+    ],
+)
+def test_wrong_options_of_the_launcher_are_one_line(
+    options: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(socket, "gethostbyname", lambda _: "127.0.0.1")
+    words = ["ppxcls", "tune", "-c", "gone.yaml", "--set", RANGE, "--launch", options]
+    with pytest.raises(SystemExit) as end:
+        verb(words, monkeypatch)
+    assert end.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
+def test_the_examples_of_the_help(
+    tmp_path: Path, trainings: Trainings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are parsed, and their keys exist in the YAML of ``ppxcls fit``. The trainings are stand-ins.
+
+    The page replaces a link, because a stranger may have made the study's folder.
+    """
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "output/photos").mkdir(parents=True)
+    arch = f"Arch: {{name: SmallNetwork, class_num: 2}}\nGlobal: {{plugins: [{SMALL_NETWORK}]"
+    (tmp_path / "output/photos/train.yaml").write_text(
+        f"base: photographs\n{arch}, output_dir: {tmp_path}/output/photos}}\n"
+    )
+    search, page = map(shlex.split, VERBS["tune"].examples)
+    verb(search, monkeypatch)
+    assert "trials: 2 complete" in capsys.readouterr().out
+    folder = tmp_path / page[-1]
+    assert len(read_study(folder).trials) == int(search[search.index("--trials") + 1])
+    run = folder / "trial_001/SmallNetwork"
+    run.mkdir()
+    (run / "config.yaml").write_text(RUN_CONFIG_HEADER + (folder / "best.yaml").read_text())
+    (tmp_path / "target").write_text("mine")
+    (folder / "comparison.html").symlink_to(tmp_path / "target")
+    verb(page, monkeypatch)
+    assert (tmp_path / "target").read_text() == "mine"
+    assert "compares trials by top1: 2 complete" in (folder / "comparison.html").read_text()
+    (folder / "comparison.html").unlink()
+    (tmp_path / "named.html").symlink_to(tmp_path / "target")
+    assert ppxcls.report(folder, tmp_path / "named.html") == tmp_path / "named.html"
+    assert "compares trials" in (tmp_path / "target").read_text()
 
 
 def test_each_evaluation_is_reported_once(tmp_path: Path) -> None:
