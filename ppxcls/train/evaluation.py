@@ -13,7 +13,7 @@ from paddle import nn
 from paddle.nn import functional
 
 from ppxcls.calibration.fit import FittedCalibration, fitted_calibration
-from ppxcls.config.figures import is_larger_better
+from ppxcls.config.figures import GROUP_PREFIX, is_larger_better
 from ppxcls.data.device import ModelInput, to_device
 from ppxcls.data.loader import Batch, Loader
 from ppxcls.system import distributed

@@ -11,6 +11,7 @@ import os
 import pickle
 import re
 import shlex
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from ppxcls.cli.verbs import VERBS
 from ppxcls.fitting.settings import choose, network_of
 from ppxcls.fitting.yaml_files import NON_CLASSIFIER_PATTERN, train_yaml
 from ppxcls.models.weights import save_weights
-from tests.conftest import ROOT, copy_folder, run_python
+from tests.conftest import ROOT, copy_folder, run_python, write_images
 
 pytest.importorskip("jinja2")
 
@@ -117,7 +118,7 @@ EXAMPLES = [
     ["weights"],
 ]
 # Verbs with tests of their own in this package and others.
-OTHER_VERBS = {"fit", "doctor", "serve", "average", "tune"}
+OTHER_VERBS = {"fit", "doctor", "serve", "average", "tune", "verify"}
 
 
 def test_no_verb_is_left_out() -> None:
@@ -127,6 +128,10 @@ def test_no_verb_is_left_out() -> None:
 @pytest.mark.parametrize("verbs", EXAMPLES, ids=" ".join)
 def test_the_examples_run_as_printed(verbs: list[str], place: Path, tmp_path: Path) -> None:
     folder = copied(place, tmp_path / "place")
+    if verbs == ["eval"]:  # new photographs for --calibrate
+        write_images(folder / "photos", 50, classes=2, seed=1, name="new")
+        (folder / "lists").mkdir()
+        shutil.copy(folder / "photos/new_list.txt", folder / "lists/calibration.txt")
     for verb in verbs:
         shown = typed(["ppxcls", verb, "--help"], folder)
         for example in VERBS[verb].examples:
