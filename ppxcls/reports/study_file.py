@@ -92,8 +92,11 @@ def trial_folder(folder: Path, number: int) -> Path:
 
 
 def is_study(folder: str | Path) -> bool:
-    """True if a folder is the folder of a study."""
-    return (Path(folder) / STUDY_FILE).is_file()
+    """True if a folder is the folder of a study. A path that no folder can have is not."""
+    try:
+        return (Path(folder) / STUDY_FILE).is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def runs_of_study(folder: Path) -> list[Path]:

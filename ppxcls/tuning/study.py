@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import math
 import sys
 import time
@@ -30,6 +29,7 @@ from ppxcls.reports.study_file import (
 from ppxcls.system.appended_files import make_own_folder
 from ppxcls.system.atomic_files import write_text
 from ppxcls.system.file_lock import LockedError, locked
+from ppxcls.system.json_text import json_text
 from ppxcls.system.logs import logger
 from ppxcls.system.paths import printable
 from ppxcls.system.signals import EXIT_PREEMPTED, Preempted, StopSignals
@@ -274,7 +274,7 @@ def _run_trial(search: _Search, number: int, count: int) -> trial_process.TrialE
 
 def _trial_overrides(search: _Search, number: int) -> list[str]:
     """Returns the overrides of a trial beside those of the command and its values."""
-    output = json.dumps(str(trial_folder(search.folder, number)))
+    output = json_text(str(trial_folder(search.folder, number)))
     overrides = [f"Global.output_dir={output}"]
     keys = [*(text.partition("=")[0] for text in search.overrides), *(item.key for item in search.ranges)]
     if "Global.save_interval" not in keys:

@@ -193,8 +193,16 @@ def _predictions(run: Path) -> None:
     from ppxcls.train.predictions import Predictions, write_predictions
 
     dataset = ImageNetDataset(str(run), str(run / "list.txt"))
-    scores = np.array([[0.9, 0.1]])
-    predictions = Predictions(np.array([0]), np.array([[1, 0]]), scores, np.array([0.1]))
+    one = np.array([0.1])
+    predictions = Predictions(
+        samples=np.array([0]),
+        classes=np.array([[1, 0]]),
+        scores=np.array([[0.9, 0.1]]),
+        label_scores=one,
+        plain_scores=one,
+        losses=one,
+        plain_losses=one,
+    )
     write_predictions(run / "predictions.csv", predictions, dataset, ["x", "y"])
 
 
