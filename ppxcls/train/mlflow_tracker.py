@@ -13,7 +13,7 @@ from ppxcls.train.continued_tracker import ContinuedTracker
 from ppxcls.train.trackers import TRACKERS
 
 _ADDRESS_VARIABLE = "MLFLOW_TRACKING_URI"
-_UNKNOWN = "RESOURCE_DOES_NOT_EXIST"  # MLflow's error code
+_MISSING_ERROR = "RESOURCE_DOES_NOT_EXIST"  # MLflow's error code
 _TELEMETRY_SWITCH = "MLFLOW_DISABLE_TELEMETRY"
 _MAX_VALUE_LENGTH = 500  # characters of a setting; MLflow up to 2.7 takes no more
 _SETTINGS_AT_ONCE = 100  # MLflow's limit for one call
@@ -79,7 +79,7 @@ class MLflow(ContinuedTracker):
         try:
             self._client.update_run(run_id, status="RUNNING")
         except self._error as error:
-            if getattr(error, "error_code", None) != _UNKNOWN:
+            if getattr(error, "error_code", None) != _MISSING_ERROR:
                 raise
             logger.warning(f"MLflow has no run {run_id} at this address: it gets a new run")
             return False

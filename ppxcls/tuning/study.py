@@ -214,13 +214,13 @@ def _run_trials(search: _Search, count: int) -> None:
         if search.signals.received:  # while a trial ended by itself, or between two trials
             raise Preempted(f"stopped by {search.signals.received} before trial {number}", _ADVICE)
         end = _run_trial(search, number, count)
-        saved = ", which has saved" if end.has_saved else ""
+        note = ", which has saved" if end.has_saved else ""
         if end.cause == trial_process.TIME_OVER:
-            logger.info(f"the time is over in trial {number}{saved}; {_ADVICE}")
+            logger.info(f"the time is over in trial {number}{note}; {_ADVICE}")
             return
         if trials[number - 1].state == IN_PROGRESS:
             signal = search.signals.received or "a signal to its process"
-            raise Preempted(f"stopped by {signal} in trial {number}{saved}", _ADVICE)
+            raise Preempted(f"stopped by {signal} in trial {number}{note}", _ADVICE)
         number += 1
 
 

@@ -380,7 +380,7 @@ def test_many_classes_stay_small(classes: int, run: Path, tmp_path: Path) -> Non
     header = (run / "predictions.csv").read_text().splitlines()[0]
     image = (run / "predictions.csv").read_text().splitlines()[1].split(",")[0]
     rows = [
-        f"{image},{a},x,{b},y,{s:.3f},{s:.3f},{b},{s:.3f}"
+        f"{image},{a},x,{b},y,{s:.3f},{s:.3f},{b},{s:.3f},1.0"
         for a, b, s in zip(labels, predicted, rng.random(count), strict=True)
     ]
     (folder / "predictions.csv").write_text("\n".join([header, *rows]) + "\n")
