@@ -45,20 +45,30 @@ def best_temperature(logits: Array, labels: Array, *, smallest: float = 1.0) -> 
     return math.exp((low + high) / 2)
 
 
-def calibration_of(logits: Array, labels: Array, source: str) -> Calibration:
-    """Returns the record of images that were not trained on.
+def fitted_temperature(logits: Array, labels: Array) -> float:
+    """Returns the best temperature of images that were not trained on.
 
     If no prediction is wrong, nothing tells how sure is too sure: the temperature is 1 or more.
+
+    Args:
+        logits: [N, class_num].
+        labels: class of each image, int [N].
+    """
+    is_all_correct = bool((logits.argmax(1) == labels).all())
+    smallest = 1.0 if is_all_correct else SMALLEST_TEMPERATURE
+    return best_temperature(logits, labels, smallest=smallest)
+
+
+def calibration_of(logits: Array, labels: Array, source: str) -> Calibration:
+    """Returns the record of images that were not trained on.
 
     Args:
         logits: output of the network for each image, [N, class_num], N at least 1.
         labels: class of each image, int [N].
         source: name of the list, and whether its images have chosen the weights.
     """
-    is_all_correct = bool((logits.argmax(1) == labels).all())
-    smallest = 1.0 if is_all_correct else SMALLEST_TEMPERATURE
     # As it is written: a reader of the file computes with the same number.
-    temperature = _rounded(best_temperature(logits, labels, smallest=smallest))
+    temperature = _rounded(fitted_temperature(logits, labels))
     sums, true_logits = _sums_and_true_logits(logits, labels, temperature)
     return Calibration(
         temperature=temperature,

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Protocol, Union
 
 from ppxcls.config.paddleclas import is_harmless, unsupported_message
 from ppxcls.system.errors import UserError
-from ppxcls.system.paths import bounded
+from ppxcls.system.paths import bounded, is_unicode
 from ppxcls.system.spelling import nearest_spelling
 
 KeyPath = tuple[str, ...]
@@ -157,19 +157,11 @@ def _check_scalar(value: Any, hint: type, where: ConfigPlace) -> Any:
         return value
     if hint is int and isinstance(value, int) and not isinstance(value, bool) and abs(value) < _INT64_LIMIT:
         return value
-    if hint is str and isinstance(value, str) and ("\0" in value or not _is_unicode(value)):
+    if hint is str and isinstance(value, str) and ("\0" in value or not is_unicode(value)):
         raise where.error(f"expected text without NUL and lone surrogates, received {shorten_value(value)}")
     if hint in (str, dict, list) and isinstance(value, hint):
         return value
     raise _mismatch(value, hint, where)
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _mismatch(value: Any, hint: Any, where: ConfigPlace) -> ConfigError:

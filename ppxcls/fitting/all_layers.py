@@ -15,7 +15,7 @@ from paddle import nn
 from ppxcls.build.choices import network_classes, weights_for
 from ppxcls.build.data import build_loader
 from ppxcls.build.network import build_network
-from ppxcls.calibration.temperature import SMALLEST_TEMPERATURE, best_temperature
+from ppxcls.calibration.temperature import fitted_temperature
 from ppxcls.checkpoints.files import read_manifest
 from ppxcls.config.sections import Config
 from ppxcls.data.device import ModelInput
@@ -126,11 +126,7 @@ class AllLayers:
             return
         network = self._trained_network(_FIRST_FOLDER, "best_model")
         val_logits, labels = self._val_logits(network)
-        # Smoothed labels make the network less sure than it may be. If all are right, nothing tells how sure.
-        is_all_correct = bool((val_logits.argmax(1) == labels).all())
-        temperature = best_temperature(
-            val_logits, labels, smallest=1.0 if is_all_correct else SMALLEST_TEMPERATURE
-        )
+        temperature = fitted_temperature(val_logits, labels)  # smoothed labels make the network less sure
         val_logits = val_logits / np.float32(temperature)
         score = accuracy_and_loss(val_logits, labels)
         has_time = self._clock.has_time(self._again_seconds(best["epoch"]), self._end_seconds())

@@ -151,7 +151,7 @@ def freeze_norms(model: nn.Layer) -> int:
     Returns:
         The number of batch norms.
     """
-    norms = [layer for layer in model.sublayers(include_self=True) if isinstance(layer, BATCH_NORMS)]
+    norms = _batch_norms(model)
     for norm in norms:
         norm._use_global_stats = True
     return len(norms)
@@ -163,10 +163,14 @@ def set_norm_momentum(model: nn.Layer, momentum: float) -> int:
     Returns:
         The number of batch norms.
     """
-    norms = [layer for layer in model.sublayers(include_self=True) if isinstance(layer, BATCH_NORMS)]
+    norms = _batch_norms(model)
     for norm in norms:
         norm._momentum = momentum
     return len(norms)
+
+
+def _batch_norms(model: nn.Layer) -> list[nn.Layer]:
+    return [layer for layer in model.sublayers(include_self=True) if isinstance(layer, BATCH_NORMS)]
 
 
 def synchronize_batch_norms(model: nn.Layer) -> None:

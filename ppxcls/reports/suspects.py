@@ -9,7 +9,7 @@ from typing import Any
 from ppxcls.reports import figures
 from ppxcls.reports.record import Record
 from ppxcls.reports.run_files import Samples
-from ppxcls.system.paths import printable
+from ppxcls.system.paths import is_unicode, printable
 
 CORRECTIONS = "corrections.csv"
 _MAX_SUSPECTS = 48
@@ -37,7 +37,7 @@ def corrections_content(record: Record, samples: Samples, indices: list[int]) ->
     for i in indices:
         image = record.images.listed(samples.files[i])
         label, predicted_id = int(samples.labels[i]), int(samples.predicted_ids[i])
-        is_known = image is not None and _is_unicode(image)
+        is_known = image is not None and is_unicode(image)
         suspects.append({"image": image, "label": label, "predicted": predicted_id} if is_known else None)
     if not any(suspects):
         return None
@@ -50,11 +50,3 @@ def _command(record: Record) -> str:
     list_file = loaders.Eval.dataset.get("cls_label_path") if loaders and loaders.Eval else None
     folder = str(Path(list_file).parent) if list_file else "LISTS"
     return printable(f"ppxcls lists {shlex.quote(folder)} --apply {CORRECTIONS}")
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
